@@ -1,0 +1,135 @@
+"""From yaml and overrides to frozen dataclasses. The only module that knows Hydra and OmegaConf.
+
+OmegaConf refuses to merge into a frozen structured node (omegaconf #1102); the read-only flag of
+the base is cleared first, and `to_object` builds the frozen dataclasses after validation.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import hydra
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from roberta_dist.config.fields import Resume
+from roberta_dist.errors import ConfigError, RobertaDistError
+
+C = TypeVar("C")
+
+
+def conf_dir() -> Path:
+    """The folder of yaml files: the checkout's `conf/`, or the one a wheel installed."""
+    checkout = Path(__file__).resolve().parents[2] / "conf"
+    if (checkout / "pretrain.yaml").is_file():
+        return checkout
+    installed = Path(sys.prefix) / "share" / "roberta_dist" / "conf"
+    if (installed / "pretrain.yaml").is_file():
+        return installed
+    raise ConfigError(
+        f"no configuration found in {checkout} or {installed}",
+        "reinstall roberta_dist: its wheel carries conf/",
+    )
+
+
+def _clear_readonly(node: DictConfig) -> None:
+    OmegaConf.set_readonly(node, None)
+    for key in node:
+        child = node._get_node(key)
+        if isinstance(child, DictConfig):
+            _clear_readonly(child)
+
+
+def to_dataclass(root: type[C], values: Any) -> C:
+    """Check `values` (a mapping or DictConfig) against `root` and build it.
+
+    Raises:
+        ConfigError: an unknown key, a wrong type, a missing or an impossible value.
+    """
+    base = OmegaConf.structured(root)
+    _clear_readonly(base)
+    try:
+        built = OmegaConf.to_object(OmegaConf.merge(base, values))
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None) or "configuration"
+        first_line = str(error).splitlines()[0]
+        raise ConfigError(f"{key}: {first_line}", "see `roberta-dist VERB --cfg job`") from error
+    assert isinstance(built, root)
+    return built
+
+
+def load_yaml(root: type[C], path: Path) -> C:
+    """Read a resolved configuration, as a worker does: nothing is composed again."""
+    try:
+        values = OmegaConf.load(path)
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(
+            f"{path}: {error}", "give the RUN/config.yaml that launch wrote"
+        ) from error
+    return to_dataclass(root, values)
+
+
+def to_yaml(config: Any) -> str:
+    """The yaml of a frozen configuration; `load_yaml` gives the same object back."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def compose(verb: str, root: type[C], overrides: Sequence[str] = ()) -> C:
+    """Compose `conf/VERB.yaml` with Hydra overrides, in this process."""
+    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return to_dataclass(root, hydra.compose(verb, overrides=list(overrides)))
+
+
+def run_verb(verb: str, root: type[C], action: Callable[[C], int], arguments: Sequence[str]) -> int:
+    """Run one verb as a Hydra application (`key=value`, `--cfg job`, `--help`, `--multirun`).
+
+    Returns:
+        The verb's exit code; a configuration that does not compose gives 2.
+    """
+    exit_codes: list[int] = []
+
+    def application(composed: DictConfig) -> None:
+        try:
+            exit_codes.append(action(to_dataclass(root, composed)))
+        except RobertaDistError as error:
+            print(f"roberta-dist {verb}: {error}", file=sys.stderr)
+            exit_codes.append(error.exit_code)
+
+    saved_argv, sys.argv = sys.argv, [f"roberta-dist {verb}", *arguments]
+    try:
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=verb)(application)()
+    except SystemExit as stop:
+        # Hydra prints its own message and exits 1 when the overrides do not compose.
+        return ConfigError.exit_code if stop.code else max(exit_codes, default=0)
+    finally:
+        sys.argv = saved_argv
+    return max(exit_codes, default=0)
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """A frozen configuration as `{"group.key": value}`."""
+    flat: dict[str, Any] = {}
+    for item in fields(config):
+        value = getattr(config, item.name)
+        if is_dataclass(value):
+            flat.update(flatten(value, f"{prefix}{item.name}."))
+        else:
+            flat[f"{prefix}{item.name}"] = value
+    return flat
+
+
+def resume_classes(config: Any, prefix: str = "") -> dict[str, Resume]:
+    """The class (identity, free, extendable) of each `group.key`."""
+    classes: dict[str, Resume] = {}
+    for item in fields(config):
+        value = getattr(config, item.name)
+        if is_dataclass(value):
+            classes.update(resume_classes(value, f"{prefix}{item.name}."))
+        else:
+            classes[f"{prefix}{item.name}"] = item.metadata["resume"]
+    return classes

@@ -1,0 +1,85 @@
+"""`optim` and `schedule`: how the weights move."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from roberta_dist.config.fields import extendable, identity, require
+
+
+class Optimizer(str, Enum):
+    """The update rule."""
+
+    adamw = "adamw"
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW as RoBERTa used it (Table 9)."""
+
+    name: Optimizer = identity(Optimizer.adamw)
+    """Update rule."""
+    lr: float = identity(6e-4)
+    """Peak learning rate."""
+    beta1: float = identity(0.9)
+    """Decay of the first moment."""
+    beta2: float = identity(0.98)
+    """Decay of the second moment."""
+    eps: float = identity(1e-6)
+    """Added to the denominator."""
+    weight_decay: float = identity(0.01)
+    """Decoupled weight decay."""
+    decay_bias_and_norm: bool = identity(False)
+    """Decay biases and LayerNorm weights too (fairseq does, NVIDIA's recipes do not)."""
+    max_grad_norm: float = identity(0.0)
+    """Clip the global gradient norm to this; 0 is off (RoBERTa)."""
+
+    def __post_init__(self) -> None:
+        require(self.lr > 0, "optim.lr", self.lr, "must be positive")
+        for key in ("beta1", "beta2"):
+            value = vars(self)[key]
+            require(0.0 <= value < 1.0, f"optim.{key}", value, "must be in [0, 1)")
+        require(self.eps > 0, "optim.eps", self.eps, "must be positive")
+        require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "must be ≥ 0")
+        require(
+            self.max_grad_norm >= 0,
+            "optim.max_grad_norm",
+            self.max_grad_norm,
+            "must be ≥ 0 (0 is off)",
+        )
+
+
+class Decay(str, Enum):
+    """Shape of the learning rate after warmup."""
+
+    linear = "linear"
+    polynomial = "polynomial"
+    constant = "constant"
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """Warmup and decay as a pure function step → learning rate."""
+
+    decay: Decay = identity(Decay.linear)
+    """`linear` is polynomial with power 1; `constant` keeps the peak."""
+    max_steps: int = extendable(500_000)
+    """Optimizer steps of the whole run."""
+    warmup_steps: int = identity(24_000)
+    """Steps of linear warmup from peak / warmup_steps."""
+    power: float = identity(1.0)
+    """Exponent of `polynomial`."""
+    end_lr: float = identity(0.0)
+    """Learning rate at `max_steps`."""
+
+    def __post_init__(self) -> None:
+        require(self.max_steps > 0, "schedule.max_steps", self.max_steps, "must be positive")
+        require(
+            0 <= self.warmup_steps <= self.max_steps,
+            "schedule.warmup_steps",
+            self.warmup_steps,
+            f"must be in [0, schedule.max_steps={self.max_steps}]",
+        )
+        require(self.power > 0, "schedule.power", self.power, "must be positive")
+        require(self.end_lr >= 0, "schedule.end_lr", self.end_lr, "must be ≥ 0")

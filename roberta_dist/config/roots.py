@@ -1,0 +1,145 @@
+"""One root dataclass per verb; the matching yaml in conf/ has the verb's name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from roberta_dist.config.cluster import ClusterConfig
+from roberta_dist.config.corpus import CorpusConfig, TokenizerConfig
+from roberta_dist.config.data import DataConfig, MaskingConfig
+from roberta_dist.config.fields import free, group, require
+from roberta_dist.config.model import KernelsConfig, ModelConfig
+from roberta_dist.config.optim import OptimConfig, ScheduleConfig
+from roberta_dist.config.train import CheckpointConfig, EngineConfig, TrainConfig
+from roberta_dist.config.watch import EvaluateConfig, TrackConfig
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """`roberta-dist prepare`: text in, tokenizer and shards out."""
+
+    corpus: CorpusConfig = group(CorpusConfig)
+    tokenizer: TokenizerConfig = group(TokenizerConfig)
+    output: str = free("corpora/docstrings")
+    """Folder to write; a complete one with the same settings is left alone."""
+    progress: bool = free(True)
+    """Show progress bars."""
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """`roberta-dist pretrain` and `roberta-dist launch`: one run."""
+
+    run_dir: str = free("runs/default")
+    """Run folder; starting in an existing one resumes it."""
+    data: DataConfig = group(DataConfig)
+    masking: MaskingConfig = group(MaskingConfig)
+    model: ModelConfig = group(ModelConfig)
+    optim: OptimConfig = group(OptimConfig)
+    schedule: ScheduleConfig = group(ScheduleConfig)
+    train: TrainConfig = group(TrainConfig)
+    engine: EngineConfig = group(EngineConfig)
+    kernels: KernelsConfig = group(KernelsConfig)
+    checkpoint: CheckpointConfig = group(CheckpointConfig)
+    evaluate: EvaluateConfig = group(EvaluateConfig)
+    track: TrackConfig = group(TrackConfig)
+    cluster: ClusterConfig = group(ClusterConfig)
+
+    def __post_init__(self) -> None:
+        require(
+            self.data.sequence_length <= self.model.max_positions,
+            "data.sequence_length",
+            self.data.sequence_length,
+            f"is longer than model.max_positions={self.model.max_positions}",
+            "raise model.max_positions or shorten data.sequence_length",
+        )
+
+
+@dataclass(frozen=True)
+class EvaluateVerbConfig:
+    """`roberta-dist evaluate`: held-out loss of a checkpoint or an exported folder."""
+
+    run_dir: str | None = free(None)
+    """Run folder: its newest complete checkpoint, or the one given by `step`, is measured."""
+    step: int | None = free(None)
+    """Checkpoint step inside `run_dir`; null takes the newest."""
+    model_path: str | None = free(None)
+    """Exported Hugging Face folder, instead of `run_dir`."""
+    data: DataConfig = group(DataConfig)
+    masking: MaskingConfig = group(MaskingConfig)
+    evaluate: EvaluateConfig = group(EvaluateConfig)
+
+    def __post_init__(self) -> None:
+        require(
+            (self.run_dir is None) != (self.model_path is None),
+            "run_dir, model_path",
+            (self.run_dir, self.model_path),
+            "exactly one must be given",
+            "add run_dir=RUN or model_path=FOLDER",
+        )
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """`roberta-dist export`: a checkpoint becomes a Hugging Face folder."""
+
+    run_dir: str = free("???")
+    """Run folder."""
+    step: int | None = free(None)
+    """Checkpoint step; null takes the newest complete one."""
+    output: str | None = free(None)
+    """Folder to write; null is RUN/export."""
+    tolerance: float = free(1e-4)
+    """Largest absolute logit difference to transformers' model that is accepted (fp32)."""
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """`roberta-dist predict`: what an exported model says about a text."""
+
+    task: str = free("fill_mask")
+    """`fill_mask` is the only task so far."""
+    model_path: str = free("???")
+    """Exported Hugging Face folder."""
+    text: list[str] = free([])
+    """Texts that contain `<mask>`."""
+    top_k: int = free(5)
+    """Candidates shown for each mask."""
+
+    def __post_init__(self) -> None:
+        require(self.task == "fill_mask", "task", self.task, "must be fill_mask")
+        require(self.top_k > 0, "top_k", self.top_k, "must be positive")
+        require(
+            bool(self.text), "text", self.text, "is empty", "add 'text=[\"A <mask> sentence.\"]'"
+        )
+
+
+@dataclass(frozen=True)
+class DoctorConfig:
+    """`roberta-dist doctor`: what this machine has and what a run here would use."""
+
+    path: str = free(".")
+    """Folder whose disk is checked."""
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """`roberta-dist report`: a run folder's metrics as a picture."""
+
+    run_dir: str = free("???")
+    """Run folder."""
+    output: str | None = free(None)
+    """PNG to write; null is RUN/metrics.png."""
+
+
+VERB_CONFIGS: dict[str, type] = {
+    "prepare": PrepareConfig,
+    "pretrain": PretrainConfig,
+    "launch": PretrainConfig,
+    "evaluate": EvaluateVerbConfig,
+    "export": ExportConfig,
+    "predict": PredictConfig,
+    "doctor": DoctorConfig,
+    "report": ReportConfig,
+}
+"""Root dataclass of each verb."""

@@ -1,0 +1,94 @@
+"""`train`, `engine`, `checkpoint`: batch, precision, sharding, saving."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from roberta_dist.config.fields import free, identity, require
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The global batch and what the loop does around a step."""
+
+    seed: int = identity(1)
+    """Seed of order, masks, initial weights and dropout."""
+    global_batch_size: int = identity(8192)
+    """Sequences in one optimizer step over all ranks."""
+    micro_batch_size: int = free(16)
+    """Sequences one rank computes at a time; accumulation follows from it."""
+    deterministic: bool = free(False)
+    """On a GPU: deterministic kernels only (slower). A CPU run always is."""
+    skip_budget: int = free(0)
+    """Batches with a non-finite loss or gradient that may be skipped before the run stops."""
+    early_stop_patience: int = free(0)
+    """Stop after this many evaluations without a better held-out loss; 0 is off."""
+    extend: bool = free(False)
+    """Allow a resumed run to raise `schedule.max_steps` under a decay that depends on it."""
+    dry_run: bool = free(False)
+    """One forward, backward, step, save, load and export at full size, then exit."""
+    timeout_s: int = free(1800)
+    """Seconds a collective may wait for a rank before the run is ended."""
+
+    def __post_init__(self) -> None:
+        require(self.seed >= 0, "train.seed", self.seed, "must be ≥ 0")
+        for key in ("global_batch_size", "micro_batch_size", "timeout_s"):
+            value = vars(self)[key]
+            require(value > 0, f"train.{key}", value, "must be positive")
+        for key in ("skip_budget", "early_stop_patience"):
+            value = vars(self)[key]
+            require(value >= 0, f"train.{key}", value, "must be ≥ 0")
+
+
+class Precision(str, Enum):
+    """Type of weights and activations in forward and backward; the master weights are fp32."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """DeepSpeed ZeRO."""
+
+    stage: int = free(1)
+    """ZeRO stage: 0 replicates, 1 shards optimizer state, 2 also gradients, 3 also weights."""
+    precision: Precision = identity(Precision.fp32)
+    """Compute type; gradients are accumulated and reduced in fp32 either way."""
+    sub_group_size: int = free(1_000_000_000)
+    """Stage 3: elements the optimizer handles at a time."""
+    bucket_size: int = free(50_000_000)
+    """Elements in one reduce or gather bucket."""
+
+    def __post_init__(self) -> None:
+        require(self.stage in (0, 1, 2, 3), "engine.stage", self.stage, "must be 0, 1, 2 or 3")
+        require(
+            not (self.stage == 0 and self.precision is Precision.bf16),
+            "engine.stage",
+            self.stage,
+            "cannot accumulate bf16 gradients in fp32 (DeepSpeed refuses it)",
+            "use engine.stage=1",
+        )
+        for key in ("sub_group_size", "bucket_size"):
+            value = vars(self)[key]
+            require(value > 0, f"engine.{key}", value, "must be positive")
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When to save and what to keep."""
+
+    every_steps: int = free(1000)
+    """Save every so many steps, and at the end."""
+    keep_last: int = free(2)
+    """Newest checkpoints kept."""
+    keep_every: int = free(0)
+    """Also keep every checkpoint whose step is a multiple of this; 0 is off."""
+    keep_best: bool = free(True)
+    """Also keep the checkpoint with the lowest held-out loss."""
+
+    def __post_init__(self) -> None:
+        require(self.every_steps > 0, "checkpoint.every_steps", self.every_steps, "must be ≥ 1")
+        require(self.keep_last > 0, "checkpoint.keep_last", self.keep_last, "must be ≥ 1")
+        require(self.keep_every >= 0, "checkpoint.keep_every", self.keep_every, "must be ≥ 0")

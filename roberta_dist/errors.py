@@ -1,0 +1,57 @@
+"""Errors a user can act on. Each says the value found, the rule it breaks and the remedy.
+
+The exit code of a verb is the `exit_code` of the error that ended it (DESIGN: 0 success,
+2 configuration, 3 data fault, 4 non-finite, 5 hang, 6 launch failure, 130 interrupted).
+"""
+
+from __future__ import annotations
+
+
+class RobertaDistError(Exception):
+    """Base of every error raised for a user.
+
+    Args:
+        problem: what was found and which rule it breaks, with the value.
+        remedy: what to do about it; empty where nothing can be done.
+    """
+
+    exit_code = 1
+
+    def __init__(self, problem: str, remedy: str = "") -> None:
+        self.problem = problem
+        self.remedy = remedy
+        super().__init__(f"{problem}\n  remedy: {remedy}" if remedy else problem)
+
+
+class ConfigError(RobertaDistError):
+    """A configuration value, key, path or combination that cannot work."""
+
+    exit_code = 2
+
+
+class DataFault(RobertaDistError):
+    """A shard, pack, checkpoint or other file that is missing, damaged or not to be trusted."""
+
+    exit_code = 3
+
+
+class StorageError(DataFault):
+    """The disk is full or a folder cannot be written."""
+
+
+class NonFiniteError(RobertaDistError):
+    """NaN or infinity in the loss or the gradient, beyond the skip budget."""
+
+    exit_code = 4
+
+
+class HangError(RobertaDistError):
+    """No progress within the stated time."""
+
+    exit_code = 5
+
+
+class LaunchError(RobertaDistError):
+    """Workers could not be started, or ended without finishing the run."""
+
+    exit_code = 6
