@@ -1,0 +1,101 @@
+"""RoBERTa with its masked-language-model head, over flat tokens.
+
+T tokens of all rows, no padding · R rows · L longest row · M predicted tokens · H width ·
+V vocabulary, padded to a multiple of 64
+
+Only tensors, ints and None cross module boundaries: ZeRO-3's hooks cannot see into dataclasses.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from roberta_dist.config.model import KernelsConfig, ModelConfig
+from roberta_dist.model.attention import padding_plan
+from roberta_dist.model.heads import MaskedLanguageHead
+from roberta_dist.model.kernels import resolve_attention
+from roberta_dist.model.layers import Layer, Positions, Vocabulary
+from roberta_dist.model.loss import cross_entropy_sum
+
+
+class RobertaForPretraining(nn.Module):
+    """The encoder of RoBERTa (Liu et al. 2019): post-LayerNorm, exact GELU, learned positions.
+
+    Weights are unset until `model.init.init_weights` or a checkpoint fills them.
+
+    Args:
+        config: sizes.
+        kernels: how it is computed; never changes the numbers beyond rounding.
+        vocab_size: entries of the tokenizer; padded inside, cut off again in what comes out.
+    """
+
+    def __init__(self, config: ModelConfig, kernels: KernelsConfig, vocab_size: int) -> None:
+        super().__init__()
+        self.config = config
+        self.attention_kernel = resolve_attention(kernels)
+        self.activation_checkpointing = kernels.activation_checkpointing
+        self.vocab_size = vocab_size
+        self.vocabulary = Vocabulary(config, vocab_size)
+        self.positions = Positions(config)
+        self.embedding_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.dropout)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
+        self.head = MaskedLanguageHead(config)
+
+    def forward(
+        self,
+        *,
+        tokens_T: Tensor,
+        positions_T: Tensor,
+        cu_seqlens: Tensor,
+        max_seqlen: int,
+        masked_index_M: Tensor,
+        labels_M: Tensor,
+    ) -> Tensor:
+        """Σ cross-entropy over the predicted tokens, an fp32 scalar.
+
+        Args:
+            tokens_T: int64 [T], ids with masks applied.
+            positions_T: int64 [T], 0-based within the row.
+            cu_seqlens: int32 [R+1], cumulative row lengths.
+            max_seqlen: L.
+            masked_index_M: int64 [M], indices into T; M = 0 gives 0 and zero gradients.
+            labels_M: int64 [M], ids before masking.
+        """
+        hidden_TH = self.encode(tokens_T, positions_T, cu_seqlens, max_seqlen)
+        return cross_entropy_sum(self._score(hidden_TH, masked_index_M), labels_M, self.vocab_size)
+
+    def logits(
+        self,
+        tokens_T: Tensor,
+        positions_T: Tensor,
+        cu_seqlens: Tensor,
+        max_seqlen: int,
+        masked_index_M: Tensor,
+    ) -> Tensor:
+        """Scores of every vocabulary entry at the given tokens: [M, vocab_size]."""
+        hidden_TH = self.encode(tokens_T, positions_T, cu_seqlens, max_seqlen)
+        return self._score(hidden_TH, masked_index_M)[:, : self.vocab_size]
+
+    def encode(
+        self, tokens_T: Tensor, positions_T: Tensor, cu_seqlens: Tensor, max_seqlen: int
+    ) -> Tensor:
+        """Final hidden states [T, H]."""
+        slot_T, key_mask_R11L = padding_plan(cu_seqlens, tokens_T.numel(), max_seqlen)
+        embedded = self.vocabulary(tokens_T) + self.positions(positions_T)
+        hidden_TH: Tensor = self.dropout(self.embedding_norm(embedded))
+        for layer in self.layers:
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                hidden_TH = checkpoint(
+                    layer, hidden_TH, slot_T, key_mask_R11L, max_seqlen, use_reentrant=False
+                )
+            else:
+                hidden_TH = layer(hidden_TH, slot_T, key_mask_R11L, max_seqlen)
+        return hidden_TH
+
+    def _score(self, hidden_TH: Tensor, masked_index_M: Tensor) -> Tensor:
+        features_MH = self.head(hidden_TH.index_select(0, masked_index_M))
+        logits_MV: Tensor = self.vocabulary(features_MH, decode=True)
+        return logits_MV

@@ -1,0 +1,78 @@
+"""Which fast kernels this machine has, and which one attention uses.
+
+The only module that may import apex or flash-attn. Neither is called yet: torch's own attention
+is what runs, so this file looks (without executing foreign code) and reports.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from roberta_dist.config.model import Attention, KernelsConfig
+
+
+def _version(distribution: str) -> str:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return "unknown version"
+
+
+def describe_apex() -> str:
+    """Whether `apex` is NVIDIA's, the unrelated PyPI project of that name, or absent.
+
+    NVIDIA's has `apex/optimizers` and `apex/normalization`; the other one (a web toolkit) has
+    neither. `find_spec` of a top-level name locates the package without running it.
+    """
+    spec = importlib.util.find_spec("apex")
+    if spec is None:
+        return "absent"
+    version = _version("apex")
+    folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
+    if any((f / "optimizers").is_dir() and (f / "normalization").is_dir() for f in folders):
+        return f"NVIDIA apex {version} (found, not used by this version)"
+    return f"not NVIDIA's: the unrelated PyPI project `apex` {version} (ignored)"
+
+
+def describe_flash_attn() -> str:
+    """Whether the flash-attn package is installed."""
+    if importlib.util.find_spec("flash_attn") is None:
+        return "absent"
+    return f"{_version('flash-attn')} (found, not used by this version)"
+
+
+def describe_sdpa() -> str:
+    """The backends torch's scaled-dot-product attention may choose from here."""
+    if not torch.cuda.is_available():
+        return f"torch {torch.__version__} on cpu: flash without dropout, math with it"
+    enabled = [
+        name
+        for name, on in (
+            ("flash", torch.backends.cuda.flash_sdp_enabled()),
+            ("memory-efficient", torch.backends.cuda.mem_efficient_sdp_enabled()),
+            ("cudnn", torch.backends.cuda.cudnn_sdp_enabled()),
+            ("math", torch.backends.cuda.math_sdp_enabled()),
+        )
+        if on
+    ]
+    return f"torch {torch.__version__} on cuda: {', '.join(enabled)}"
+
+
+def available_kernels() -> dict[str, str]:
+    """What is installed, for `doctor` and `environment.json`: kernel → description."""
+    return {
+        "sdpa": describe_sdpa(),
+        "apex": describe_apex(),
+        "flash_attn": describe_flash_attn(),
+    }
+
+
+def resolve_attention(kernels: KernelsConfig) -> Attention:
+    """The kernel that `kernels.attention` stands for on this machine."""
+    if kernels.attention is Attention.auto:
+        return Attention.sdpa
+    return kernels.attention

@@ -1,0 +1,56 @@
+"""Σ cross-entropy in fp32 without an fp32 copy of the logits.
+
+M predicted tokens · V padded vocabulary
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CHUNK_ROWS = 128
+"""Rows turned to fp32 at a time: 128 × 50,304 × 4 bytes = 25 MiB."""
+
+
+class _CrossEntropySum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits_MV: Tensor, labels_M: Tensor, vocab_size: int) -> Tensor:
+        total = logits_MV.new_zeros((), dtype=torch.float32)
+        normalizers = []
+        for chunk, labels in zip(
+            logits_MV.split(CHUNK_ROWS), labels_M.split(CHUNK_ROWS), strict=True
+        ):
+            scores = chunk[:, :vocab_size].float()
+            log_z = scores.logsumexp(1)
+            total = total + (log_z - scores.gather(1, labels[:, None]).squeeze(1)).sum()
+            normalizers.append(log_z)
+        ctx.save_for_backward(logits_MV, labels_M, torch.cat(normalizers))
+        ctx.vocab_size = vocab_size
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
+        (grad,) = grad_outputs
+        logits_MV, labels_M, log_z_M = ctx.saved_tensors
+        grad_MV = torch.zeros_like(logits_MV)  # columns beyond vocab_size stay 0
+        for start in range(0, len(labels_M), CHUNK_ROWS):
+            rows = slice(start, start + CHUNK_ROWS)
+            scores = logits_MV[rows, : ctx.vocab_size].float()
+            softmax = (scores - log_z_M[rows, None]).exp_()
+            softmax.scatter_add_(1, labels_M[rows, None], softmax.new_full((len(softmax), 1), -1.0))
+            grad_MV[rows, : ctx.vocab_size] = (softmax * grad).to(grad_MV.dtype)
+        return grad_MV, None, None
+
+
+def cross_entropy_sum(logits_MV: Tensor, labels_M: Tensor, vocab_size: int) -> Tensor:
+    """Σ over M of −log softmax(logits[:vocab_size])[label], an fp32 scalar; 0 when M is 0.
+
+    Args:
+        logits_MV: any floating type; columns from `vocab_size` on are padding and ignored.
+        labels_M: int64, in [0, vocab_size).
+        vocab_size: entries of the tokenizer.
+    """
+    loss: Tensor = _CrossEntropySum.apply(logits_MV, labels_M, vocab_size)
+    return loss
