@@ -46,6 +46,14 @@ class ModelConfig:
             require(0.0 <= value < 1.0, f"model.{key}", value, "must be in [0, 1)")
 
 
+VOCABULARY_MULTIPLE = 64
+
+
+def padded_vocabulary(vocab_size: int) -> int:
+    """Rows of the vocabulary table: `vocab_size` rounded up to 64, which matrix products like."""
+    return -(-vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+
+
 class Attention(str, Enum):
     """Which attention kernel computes the encoder."""
 

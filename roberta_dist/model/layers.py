@@ -9,19 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from roberta_dist.config.model import ModelConfig
+from roberta_dist.config.model import ModelConfig, padded_vocabulary
 from roberta_dist.model.attention import SelfAttention
 
 PAD_ROW = 1
 """Row of `<pad>` in both embedding tables (RoBERTa's `padding_idx`): zero, never looked up."""
 POSITION_OFFSET = PAD_ROW + 1
 """Row of a row's first token in the position table."""
-VOCABULARY_MULTIPLE = 64
-
-
-def padded_vocabulary(vocab_size: int) -> int:
-    """`vocab_size` rounded up to a multiple of 64, which matrix products like."""
-    return -(-vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
 
 
 class Vocabulary(nn.Module):
