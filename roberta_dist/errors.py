@@ -20,7 +20,10 @@ class RobertaDistError(Exception):
     def __init__(self, problem: str, remedy: str = "") -> None:
         self.problem = problem
         self.remedy = remedy
-        super().__init__(f"{problem}\n  remedy: {remedy}" if remedy else problem)
+        super().__init__(problem, remedy)
+
+    def __str__(self) -> str:
+        return f"{self.problem}\n  remedy: {self.remedy}" if self.remedy else self.problem
 
 
 class ConfigError(RobertaDistError):

@@ -1,0 +1,213 @@
+"""Reading checkpoints: numpy and safetensors, no torch, no deepspeed, no pickle."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from roberta_dist.checkpoint.format import (
+    COMPLETE,
+    CONFIG,
+    FORMAT_VERSION,
+    INDEX,
+    TRAIN_STATE,
+    WEIGHT,
+    FragmentEntry,
+    fragment_key,
+    step_folder,
+)
+from roberta_dist.errors import ConfigError, DataFault
+from roberta_dist.runtime.files import file_sha256
+
+_STEP = re.compile(r"step_(\d{8})")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint's index.
+
+    Attributes:
+        folder: `.../checkpoints/step_XXXXXXXX`.
+        step: updates done.
+        kinds: what is stored for each parameter: "weight" and optimizer states.
+        shapes: shape of each parameter.
+        fragments: ranges of each parameter, by start.
+        train_state: the contents of train_state.json.
+    """
+
+    folder: Path
+    step: int
+    kinds: tuple[str, ...]
+    shapes: dict[str, tuple[int, ...]]
+    fragments: dict[str, list[FragmentEntry]]
+    train_state: dict[str, Any]
+
+    @property
+    def config_yaml(self) -> Path:
+        """The configuration of the run that wrote it."""
+        return self.folder / CONFIG
+
+
+def complete_steps(checkpoints: Path) -> list[int]:
+    """Steps with a completion marker, ascending."""
+    if not checkpoints.is_dir():
+        return []
+    found = ((_STEP.fullmatch(path.name), path) for path in checkpoints.iterdir())
+    return sorted(int(m[1]) for m, path in found if m and (path / COMPLETE).is_file())
+
+
+def latest_checkpoint(run_dir: Path) -> Path | None:
+    """The newest complete checkpoint of a run, derived from the folders alone."""
+    steps = complete_steps(run_dir / "checkpoints")
+    return step_folder(run_dir / "checkpoints", steps[-1]) if steps else None
+
+
+def find_checkpoint(run_dir: Path, step: int | None) -> Path:
+    """The checkpoint of `step`, or the newest.
+
+    Raises:
+        ConfigError: there is none; names those that are there.
+    """
+    steps = complete_steps(run_dir / "checkpoints")
+    if not steps or (step is not None and step not in steps):
+        wanted = (
+            "a complete checkpoint" if step is None else f"a complete checkpoint of step {step}"
+        )
+        raise ConfigError(
+            f"{run_dir}: has no {wanted} (complete: {steps or 'none'})",
+            "give another step=, or train further",
+        )
+    return step_folder(run_dir / "checkpoints", steps[-1] if step is None else step)
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise DataFault(f"{path}: cannot be read ({error})", "use an earlier checkpoint") from error
+
+
+def verify(folder: Path, files: Iterable[str] | None = None) -> None:
+    """Compare files with the marker's sizes and sha256.
+
+    Args:
+        folder: the checkpoint.
+        files: relative names to check; all of them by default.
+
+    Raises:
+        DataFault: a file is missing, has another size or other bytes, or a name leaves the folder.
+    """
+    recorded = _read_json(folder / COMPLETE)["files"]
+    for name in sorted(recorded) if files is None else files:
+        path = folder / name
+        if Path(name).is_absolute() or ".." in Path(name).parts or path.is_symlink():
+            raise DataFault(f"{folder / COMPLETE}: names {name}, outside the checkpoint")
+        if not path.is_file() or path.stat().st_size != recorded[name]["bytes"]:
+            size = path.stat().st_size if path.is_file() else "missing"
+            raise DataFault(
+                f"{path}: {size}, {COMPLETE} says {recorded[name]['bytes']} bytes",
+                "use an earlier checkpoint",
+            )
+        if file_sha256(path) != recorded[name]["sha256"]:
+            raise DataFault(
+                f"{path}: sha256 differs from {COMPLETE}'s", "use an earlier checkpoint"
+            )
+
+
+def recorded_files(folder: Path) -> list[str]:
+    """Names in the marker, sorted."""
+    return sorted(_read_json(folder / COMPLETE)["files"])
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """Read and check the index; tensor data is not touched.
+
+    Raises:
+        DataFault: damaged, another format version, or fragments that leave gaps.
+    """
+    verify(folder, [INDEX, TRAIN_STATE, CONFIG])
+    index = _read_json(folder / INDEX)
+    if index.get("format_version") != FORMAT_VERSION:
+        raise DataFault(
+            f"{folder}: format_version={index.get('format_version')}, "
+            f"this version reads {FORMAT_VERSION}",
+            "read it with the version that wrote it",
+        )
+    fragments: dict[str, list[FragmentEntry]] = {name: [] for name in index["shapes"]}
+    known = set(recorded_files(folder))
+    for entry in (FragmentEntry(**values) for values in index["fragments"]):
+        if entry.file not in known:
+            raise DataFault(f"{folder / INDEX}: names {entry.file}, which {COMPLETE} does not")
+        fragments[entry.name].append(entry)
+    shapes = {name: tuple(shape) for name, shape in index["shapes"].items()}
+    for name, entries in fragments.items():
+        entries.sort(key=lambda entry: entry.start)
+        position = 0
+        for entry in entries:
+            if entry.start != position:
+                raise DataFault(f"{folder}: {name} has a gap or an overlap at element {position}")
+            position += entry.length
+        if position != int(np.prod(shapes[name])):
+            raise DataFault(f"{folder}: {name} has {position} elements, shape {shapes[name]}")
+    return Checkpoint(
+        folder=folder,
+        step=index["step"],
+        kinds=tuple(index["kinds"]),
+        shapes=shapes,
+        fragments=fragments,
+        train_state=_read_json(folder / TRAIN_STATE),
+    )
+
+
+class FragmentReader:
+    """Reads ranges of parameters, each file opened once."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        self._open: dict[str, Any] = {}
+
+    def read(self, kind: str, name: str, start: int, length: int) -> NDArray[np.float32]:
+        """Elements [start, start + length) of `kind` of parameter `name`, flattened.
+
+        Raises:
+            DataFault: not in the checkpoint, or a file is not safetensors.
+        """
+        if name not in self.checkpoint.fragments or kind not in self.checkpoint.kinds:
+            raise DataFault(f"{self.checkpoint.folder}: has no {kind} of {name}")
+        out = np.empty(length, dtype=np.float32)
+        for entry in self.checkpoint.fragments[name]:
+            first = max(start, entry.start)
+            last = min(start + length, entry.start + entry.length)
+            if first < last:
+                key = fragment_key(kind, name, entry.start)
+                part = self._file(entry.file).get_slice(key)
+                out[first - start : last - start] = part[first - entry.start : last - entry.start]
+        return out
+
+    def _file(self, name: str) -> Any:
+        if name not in self._open:
+            path = self.checkpoint.folder / name
+            try:
+                self._open[name] = safe_open(path, framework="np")
+            except (SafetensorError, OSError) as error:
+                raise DataFault(f"{path}: not a safetensors file ({error})") from error
+        return self._open[name]
+
+
+def load_weights(folder: Path) -> dict[str, NDArray[np.float32]]:
+    """The fp32 weights of a checkpoint, whole, after checking every file."""
+    verify(folder)
+    checkpoint = open_checkpoint(folder)
+    reader = FragmentReader(checkpoint)
+    return {
+        name: reader.read(WEIGHT, name, 0, int(np.prod(shape))).reshape(shape)
+        for name, shape in checkpoint.shapes.items()
+    }

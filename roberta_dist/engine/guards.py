@@ -1,0 +1,44 @@
+"""What decides whether an update is applied, the same at every ZeRO stage.
+
+DeepSpeed skips a non-finite gradient in silence at stages 1-3 and applies it at stage 0. Here the
+decision is taken before `engine.step()` from numbers all ranks agree on.
+"""
+
+from __future__ import annotations
+
+import math
+
+from roberta_dist.errors import NonFiniteError
+
+
+def is_finite(loss_sum: float, grad_norm: float) -> bool:
+    """True if the step may be applied."""
+    return math.isfinite(loss_sum) and math.isfinite(grad_norm)
+
+
+def charge_skip(
+    step: int, loss: float, grad_norm: float, rows: tuple[int, int], skipped: int, budget: int
+) -> int:
+    """Count one skipped batch.
+
+    Args:
+        step: the step that is skipped.
+        loss: its loss.
+        grad_norm: its gradient norm.
+        rows: first and one past the last global row of the batch.
+        skipped: batches skipped so far in this run.
+        budget: `train.skip_budget`.
+
+    Returns:
+        The new count.
+
+    Raises:
+        NonFiniteError: the budget is used up.
+    """
+    if skipped >= budget:
+        raise NonFiniteError(
+            f"step {step}: loss={loss} grad_norm={grad_norm} on rows [{rows[0]}, {rows[1]}), "
+            f"and train.skip_budget={budget} is used up",
+            "lower optim.lr or lengthen schedule.warmup_steps; or raise train.skip_budget",
+        )
+    return skipped + 1

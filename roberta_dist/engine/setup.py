@@ -1,0 +1,77 @@
+"""Device, process group and the DeepSpeed engine itself."""
+
+from __future__ import annotations
+
+import os
+import socket
+from datetime import timedelta
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.accelerator import get_accelerator
+from torch import nn
+from torch.optim import Optimizer
+
+from roberta_dist.config.roots import PretrainConfig
+from roberta_dist.config.train import Precision
+from roberta_dist.engine.ds_config import deepspeed_config
+from roberta_dist.runtime.world import World
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def init_world(world: World, timeout_s: int) -> torch.device:
+    """Join the process group and pick this rank's device.
+
+    A single process needs no launcher: it meets itself on a free port.
+    """
+    os.environ.setdefault("RANK", str(world.rank))
+    os.environ.setdefault("WORLD_SIZE", str(world.world_size))
+    os.environ.setdefault("LOCAL_RANK", str(world.local_rank))
+    if world.world_size == 1:
+        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+        os.environ.setdefault("MASTER_PORT", str(_free_port()))
+    accelerator = get_accelerator()
+    if accelerator.device_name() == "cpu":
+        device = torch.device("cpu")
+    else:
+        accelerator.set_device(world.local_rank)
+        device = torch.device(accelerator.device_name(world.local_rank))
+    deepspeed.init_distributed(
+        dist_backend=accelerator.communication_backend_name(),
+        timeout=timedelta(seconds=timeout_s),
+        verbose=False,
+    )
+    return device
+
+
+def close_world() -> None:
+    """Leave the process group."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def initialize(
+    model: nn.Module,
+    optimizer: Optimizer,
+    config: PretrainConfig,
+    micro_steps: int,
+    device: torch.device,
+) -> Any:
+    """Wrap model and optimizer in a DeepSpeed engine."""
+    ds_config = deepspeed_config(
+        config.engine,
+        config.train.micro_batch_size,
+        micro_steps,
+        config.optim.max_grad_norm,
+        overlap_comm=device.type != "cpu",
+    )
+    if config.engine.precision is Precision.fp32:
+        model.to(device)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config)
+    return engine

@@ -1,0 +1,78 @@
+"""Small collectives that are no-ops in a world of one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from roberta_dist.errors import RobertaDistError
+
+T = TypeVar("T")
+
+
+def _active() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def all_sum(values: Tensor) -> Tensor:
+    """Sum over ranks, in place."""
+    if _active():
+        dist.all_reduce(values, op=dist.ReduceOp.SUM)
+    return values
+
+
+def all_max(values: Tensor) -> Tensor:
+    """Maximum over ranks, in place."""
+    if _active():
+        dist.all_reduce(values, op=dist.ReduceOp.MAX)
+    return values
+
+
+def any_rank(condition: bool, device: torch.device) -> bool:
+    """True on every rank if it is true on one."""
+    return bool(all_max(torch.tensor([int(condition)], device=device)).item())
+
+
+def gather_to_main(value: Any) -> list[Any]:
+    """`value` of every rank, in rank order, on rank 0; an empty list elsewhere."""
+    if not _active():
+        return [value]
+    gathered: list[Any] = [None] * dist.get_world_size() if dist.get_rank() == 0 else []
+    dist.gather_object(value, gathered if dist.get_rank() == 0 else None)
+    return gathered
+
+
+def broadcast_from_main(value: Any) -> Any:
+    """Rank 0's `value` on every rank."""
+    if not _active():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def barrier() -> None:
+    """Wait for every rank."""
+    if _active():
+        dist.barrier()
+
+
+def on_main(action: Callable[[], T]) -> T:
+    """Run `action` on rank 0 and give its result, or its error, to every rank.
+
+    An error raised on one rank alone would leave the others waiting in their next collective.
+    """
+    outcome: tuple[T | None, RobertaDistError | None] = (None, None)
+    if not _active() or dist.get_rank() == 0:
+        try:
+            outcome = (action(), None)
+        except RobertaDistError as error:
+            outcome = (None, error)
+    result, failure = broadcast_from_main(outcome)
+    if failure is not None:
+        raise failure
+    return result  # type: ignore[no-any-return]

@@ -1,0 +1,28 @@
+"""`python -m roberta_dist.train RUN/config.yaml`: a worker, with everything already resolved."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from roberta_dist.config.load import load_yaml
+from roberta_dist.config.roots import PretrainConfig
+from roberta_dist.errors import RobertaDistError
+from roberta_dist.train.run import pretrain
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Train the run whose resolved configuration is the one argument."""
+    if len(arguments) != 1:
+        print("usage: python -m roberta_dist.train RUN/config.yaml", file=sys.stderr)
+        return 2
+    try:
+        return pretrain(load_yaml(PretrainConfig, Path(arguments[0])))
+    except RobertaDistError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

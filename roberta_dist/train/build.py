@@ -1,0 +1,92 @@
+"""Everything a run is made of, constructed in dependency order on one screen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from roberta_dist.checkpoint.reader import Checkpoint, latest_checkpoint, open_checkpoint
+from roberta_dist.config.roots import PretrainConfig
+from roberta_dist.engine.engine import TrainEngine
+from roberta_dist.engine.setup import init_world
+from roberta_dist.model.encoder import RobertaForPretraining
+from roberta_dist.model.init import init_weights
+from roberta_dist.optim.build import build_optimizer
+from roberta_dist.runtime.dist import on_main
+from roberta_dist.runtime.world import World
+from roberta_dist.stream.held_out import HeldOut
+from roberta_dist.stream.loader import Stream, check_lanes, open_stream
+from roberta_dist.stream.order import micro_steps
+from roberta_dist.train.resume import ResumePoint, check_resume
+from roberta_dist.train.state import TrainState
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Run:
+    """The parts of one run on one rank."""
+
+    config: PretrainConfig
+    world: World
+    device: torch.device
+    stream: Stream
+    held_out: HeldOut | None
+    engine: TrainEngine
+    resume: ResumePoint
+
+
+def build_run(config: PretrainConfig, world: World) -> Run:
+    """World → data → resume point → model → optimizer → engine → weights.
+
+    Raises:
+        ConfigError: the corpus, or a difference to the checkpoint, does not allow the run.
+        DataFault: a shard or the checkpoint is damaged.
+    """
+    device = init_world(world, config.train.timeout_s)
+    if config.train.deterministic:
+        torch.use_deterministic_algorithms(True)
+    stream = _on_main_first(
+        lambda progress: open_stream(
+            config.data,
+            config.masking,
+            config.train.seed,
+            config.train.global_batch_size,
+            progress,
+        )
+    )
+    held_out = None
+    if config.evaluate.every_steps:
+        held_out = _on_main_first(lambda _: HeldOut(config.data, config.masking, config.evaluate))
+    checkpoint, resume = on_main(lambda: _find_resume_point(config, stream, world))
+    model = RobertaForPretraining(config.model, config.kernels, stream.manifest.vocab_size)
+    init_weights(model, config.train.seed)
+    optimizer = build_optimizer(model, config.optim)
+    steps = micro_steps(
+        config.train.global_batch_size, world.world_size, config.train.micro_batch_size
+    )
+    engine = TrainEngine(model, optimizer, config, world, device, steps)
+    if checkpoint is not None:
+        engine.load(checkpoint)
+    return Run(config, world, device, stream, held_out, engine, resume)
+
+
+def _on_main_first(open_part: Callable[[bool], T]) -> T:
+    """Rank 0 opens first, counting what is not counted yet; the others find its result kept."""
+    on_main(lambda: (open_part(True), None)[1])
+    return open_part(False)
+
+
+def _find_resume_point(
+    config: PretrainConfig, stream: Stream, world: World
+) -> tuple[Checkpoint | None, ResumePoint]:
+    folder = latest_checkpoint(Path(config.run_dir))
+    if folder is None:
+        check_lanes(stream, world)
+        return None, ResumePoint(TrainState(), [])
+    checkpoint = open_checkpoint(folder)
+    return checkpoint, check_resume(checkpoint, config, stream.fingerprint())

@@ -1,0 +1,65 @@
+"""`train.dry_run=true`: everything a run does, once, at full size, before it costs anything."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+
+from roberta_dist.checkpoint.reader import load_weights, open_checkpoint
+from roberta_dist.config.load import to_yaml
+from roberta_dist.errors import NonFiniteError
+from roberta_dist.export.huggingface import export_weights
+from roberta_dist.optim.schedule import learning_rate
+from roberta_dist.runtime.dist import barrier, on_main
+from roberta_dist.runtime.rundir import RunPaths
+from roberta_dist.stream.loader import RankReader
+from roberta_dist.train.build import Run
+from roberta_dist.train.speed import memory_mib
+from roberta_dist.train.state import TrainState
+
+LOGGER = logging.getLogger(__name__)
+
+
+def dry_run(run: Run, paths: RunPaths) -> None:
+    """One forward, backward, step, evaluation, save, load and export; the folder is left clean.
+
+    Raises:
+        RobertaDistError: whatever would have stopped the run.
+    """
+    folder = paths.root / "dry_run"
+    config = run.config
+    reader = RankReader(run.stream, run.world, config.train.micro_batch_size)
+    try:
+        batches = reader.micro_batches(run.resume.state.next_row)
+        lr = learning_rate(max(1, config.schedule.warmup_steps), config.optim.lr, config.schedule)
+        result = run.engine.train_step(batches, 0, lr)
+        if not result.applied:
+            raise NonFiniteError(f"dry run: loss={result.loss} grad_norm={result.grad_norm}")
+        state = TrainState(step=1, next_row=config.train.global_batch_size, optimizer_step=1)
+        saved = run.engine.save(
+            folder / "checkpoints", 1, state.to_json(run.stream.fingerprint()), to_yaml(config)
+        )
+        run.engine.load(open_checkpoint(saved))
+        tokenizer = run.stream.manifest.folder.parent / "tokenizer"
+        difference = on_main(
+            lambda: export_weights(
+                load_weights(saved),
+                config.model,
+                run.stream.manifest,
+                tokenizer,
+                folder / "export",
+                {},
+            )
+        )
+        LOGGER.info(
+            "dry run: loss %.4f, %.1f s a step, %.0f MiB, export differs by %.1e: all parts work",
+            result.loss,
+            result.compute_s + result.optimizer_s,
+            memory_mib(run.device),
+            difference,
+        )
+    finally:
+        reader.close()
+        barrier()
+        if run.world.is_main:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,205 @@
+"""The loop: read, step, look, save. Only this file knows the order of those."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from roberta_dist.config.load import to_yaml
+from roberta_dist.config.train import Precision
+from roberta_dist.engine.engine import StepResult
+from roberta_dist.engine.guards import charge_skip
+from roberta_dist.errors import DataFault, RobertaDistError, StorageError
+from roberta_dist.optim.schedule import learning_rate
+from roberta_dist.runtime.dist import all_max
+from roberta_dist.runtime.signals import StopRequest
+from roberta_dist.stream.batch import Batch
+from roberta_dist.stream.loader import Prefetcher, RankReader
+from roberta_dist.track.sinks import Tracker
+from roberta_dist.train.build import Run
+from roberta_dist.train.retention import delete_old
+from roberta_dist.train.speed import matrix_rate, memory_mib, step_flops
+
+LOGGER = logging.getLogger(__name__)
+
+
+class Loop:
+    """Runs steps until the last one, an early stop or a stop request.
+
+    Args:
+        run: the parts.
+        tracker: where metrics go.
+        stop: set by a signal.
+    """
+
+    def __init__(self, run: Run, tracker: Tracker, stop: StopRequest) -> None:
+        self.run = run
+        self.config = run.config
+        self.tracker = tracker
+        self.stop = stop
+        self.state = run.resume.state
+        self.saved_step = self.state.step
+        self.save_failures = 0
+        self.checkpoints = Path(run.config.run_dir) / "checkpoints"
+        bf16 = run.config.engine.precision is Precision.bf16
+        dtype = torch.bfloat16 if bf16 else torch.float32
+        self.matrix_rate = matrix_rate(run.device, dtype)
+
+    def fit(self) -> bool:
+        """Train to `schedule.max_steps`.
+
+        Returns:
+            True when the run is done, False when it stopped on request.
+
+        Raises:
+            DataFault, NonFiniteError, StorageError: on every rank.
+        """
+        batch_size, last_step = self.config.train.global_batch_size, self.config.schedule.max_steps
+        last_row = self.state.next_row + (last_step - self.state.step) * batch_size
+        reader = RankReader(self.run.stream, self.run.world, self.config.train.micro_batch_size)
+        prefetcher = Prefetcher(reader, self.state.next_row, last_row)
+        try:
+            while self.state.step < last_step:
+                began = time.perf_counter()
+                batches = self._take(prefetcher)
+                if batches is None:
+                    self._save(required=True)
+                    return False
+                self._step(batches, began, time.perf_counter() - began)
+                final = self.state.step == last_step
+                improved = self._evaluate(final)
+                if final or self._out_of_patience():
+                    self._save(required=True)
+                    return True
+                if improved or self.state.step % self.config.checkpoint.every_steps == 0:
+                    self._save(required=False)
+            return True
+        finally:
+            prefetcher.close()
+
+    def _take(self, prefetcher: Prefetcher) -> list[Batch] | None:
+        """The next batch; None when a rank was asked to stop. Ranks agree, so none is left waiting.
+
+        Raises:
+            DataFault: on every rank when one could not read its part.
+        """
+        batches: list[Batch] | None = None
+        failure: RobertaDistError | None = None
+        try:
+            batches = prefetcher.take()
+        except RobertaDistError as error:
+            failure = error
+        flags = torch.tensor([failure is not None, self.stop.requested], dtype=torch.int32)
+        failed, requested = all_max(flags.to(self.run.device)).tolist()
+        if failed:
+            first, size = self.state.next_row, self.config.train.global_batch_size
+            problem = failure.problem if failure else "another rank could not read its rows"
+            raise DataFault(
+                f"{problem}; needed for step {self.state.step}, rows [{first}, {first + size})",
+                failure.remedy if failure else "see that rank's log",
+            )
+        return None if requested else batches
+
+    def _step(self, batches: list[Batch], began: float, data_wait: float) -> None:
+        lr = learning_rate(self.state.step, self.config.optim.lr, self.config.schedule)
+        result = self.run.engine.train_step(batches, self.state.step, lr)
+        self._account(result)
+        self._log(result, lr, batches, data_wait, time.perf_counter() - began)
+
+    def _account(self, result: StepResult) -> None:
+        state, batch_size = self.state, self.config.train.global_batch_size
+        first, end = state.next_row, state.next_row + batch_size
+        moved = replace(state, step=state.step + 1, next_row=end)
+        if result.applied:
+            self.state = replace(moved, optimizer_step=state.optimizer_step + 1)
+        elif result.masked_tokens == 0:
+            LOGGER.warning("step %d: nothing masked in rows [%d, %d)", state.step, first, end)
+            self.state = replace(moved, empty=state.empty + 1)
+        else:
+            budget = self.config.train.skip_budget
+            skipped = charge_skip(
+                state.step, result.loss, result.grad_norm, (first, end), state.skipped, budget
+            )
+            LOGGER.warning(
+                "step %d skipped (%d of %d): loss=%s grad_norm=%s on rows [%d, %d)",
+                *(state.step, skipped, budget, result.loss, result.grad_norm, first, end),
+            )
+            self.state = replace(moved, skipped=skipped)
+
+    def _log(
+        self, result: StepResult, lr: float, batches: list[Batch], data_wait: float, took: float
+    ) -> None:
+        if self.state.step % self.config.track.log_every or not self.run.world.is_main:
+            return
+        flops = step_flops(self.config.model, self.run.stream.manifest.vocab_size, batches)
+        self.tracker.log(
+            self.state.step,
+            {
+                "next_row": self.state.next_row,
+                "loss": result.loss,
+                "masked_tokens": result.masked_tokens,
+                "lr": lr,
+                "grad_norm": result.grad_norm,
+                "skipped": self.state.skipped + self.state.empty,
+                "save_failures": self.save_failures,
+                "epoch": self.state.next_row / self.run.stream.order.rows_per_epoch,
+                "tokens_per_s": result.tokens / took,
+                "mfu": flops / took / self.matrix_rate,
+                "step_time_s": took,
+                "data_wait_s": data_wait,
+                "compute_s": result.compute_s,
+                "optimizer_s": result.optimizer_s,
+                "memory_mib": memory_mib(self.run.device),
+            },
+        )
+
+    def _evaluate(self, final: bool) -> bool:
+        """Measure the held-out loss where due; True if it is the best and should be kept."""
+        every, held_out = self.config.evaluate.every_steps, self.run.held_out
+        if held_out is None or not (final or self.state.step % every == 0):
+            return False
+        total, count = self.run.engine.held_out_sums(held_out.batches(self.run.world))
+        loss = total / max(count, 1)
+        self.state = self.state.evaluated(loss)
+        metrics = {
+            "eval_loss": loss,
+            "eval_perplexity": math.exp(min(loss, 700.0)),
+            "eval_masked_tokens": float(count),
+        }
+        self.tracker.log(self.state.step, metrics)
+        entropy = held_out.manifest.unigram_entropy
+        LOGGER.info(
+            "step %d: held-out loss %.4f nats, perplexity %.1f (unigram entropy %.4f)",
+            *(self.state.step, loss, metrics["eval_perplexity"], entropy),
+        )
+        return self.config.checkpoint.keep_best and self.state.best_step == self.state.step
+
+    def _out_of_patience(self) -> bool:
+        patience = self.config.train.early_stop_patience
+        out = 0 < patience <= self.state.evals_without_improvement
+        if out:
+            LOGGER.info("early stop: no better held-out loss for %d evaluations", patience)
+        return out
+
+    def _save(self, required: bool) -> None:
+        """Save this step once. Not required: a failure is a warning and a count."""
+        if self.saved_step == self.state.step:
+            return
+        self.tracker.flush()
+        state = self.state.to_json(self.run.stream.fingerprint())
+        try:
+            self.run.engine.save(self.checkpoints, self.state.step, state, to_yaml(self.config))
+        except StorageError as error:
+            self.save_failures += 1
+            if required:
+                raise
+            LOGGER.warning("checkpoint of step %d is not saved: %s", self.state.step, error)
+            return
+        self.saved_step = self.state.step
+        if self.run.world.is_main:
+            delete_old(self.checkpoints, self.config.checkpoint, self.state.best_step)

@@ -1,0 +1,34 @@
+"""Which checkpoints stay."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from roberta_dist.checkpoint.format import COMPLETE, step_folder
+from roberta_dist.checkpoint.reader import complete_steps
+from roberta_dist.config.train import CheckpointConfig
+
+
+def steps_to_delete(
+    steps: Sequence[int], config: CheckpointConfig, best_step: int | None
+) -> list[int]:
+    """Steps the policy lets go; the newest always stays.
+
+    Example: keep_last=2, keep_every=100, steps 50, 100, 150, 200 → [50].
+    """
+    kept = set(sorted(steps)[-config.keep_last :])
+    if config.keep_every:
+        kept |= {step for step in steps if step % config.keep_every == 0}
+    if config.keep_best and best_step is not None:
+        kept.add(best_step)
+    return [step for step in sorted(steps) if step not in kept]
+
+
+def delete_old(checkpoints: Path, config: CheckpointConfig, best_step: int | None) -> None:
+    """Apply the policy. The marker goes first, so that a kill leaves no half checkpoint."""
+    for step in steps_to_delete(complete_steps(checkpoints), config, best_step):
+        folder = step_folder(checkpoints, step)
+        (folder / COMPLETE).unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,158 @@
+"""`pretrain`: one attempt at a run, from its folder to DONE, REQUEUE or an exit code."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from roberta_dist.config.load import flatten, to_yaml
+from roberta_dist.config.roots import PretrainConfig
+from roberta_dist.engine.setup import close_world
+from roberta_dist.errors import RobertaDistError
+from roberta_dist.model.kernels import resolve_attention
+from roberta_dist.plan.flops import parameter_count
+from roberta_dist.runtime.dist import barrier, on_main
+from roberta_dist.runtime.files import atomic_write, write_json
+from roberta_dist.runtime.logs import setup_logging
+from roberta_dist.runtime.parent import exit_with_parent
+from roberta_dist.runtime.rundir import RunPaths, current_attempt
+from roberta_dist.runtime.signals import StopRequest
+from roberta_dist.runtime.world import World, detect_world
+from roberta_dist.track.sinks import Tracker, open_tracker
+from roberta_dist.track.truncate import truncate_metrics
+from roberta_dist.train.build import Run, build_run
+from roberta_dist.train.dry_run import dry_run
+from roberta_dist.train.environment import describe_environment
+from roberta_dist.train.loop import Loop
+from roberta_dist.units import human_count
+
+LOGGER = logging.getLogger(__name__)
+
+
+def pretrain(config: PretrainConfig) -> int:
+    """Run or resume `config.run_dir`; the worker behind every way of starting.
+
+    Returns:
+        0 for done, stopped on request (see DONE and REQUEUE) or already done; else the exit code
+        of the error, which is also left in the attempt's folder.
+    """
+    stop = StopRequest()
+    stop.install()
+    exit_with_parent()
+    world = detect_world()
+    paths = RunPaths(Path(config.run_dir))
+    if _already_done(paths, config):
+        if world.is_main:
+            print(f"{paths.root}: already complete at step {config.schedule.max_steps}")
+        return 0
+    attempt = current_attempt(paths, world)
+    setup_logging(world, attempt / f"rank_{world.rank}.log")
+    try:
+        _attempt(config, world, paths, attempt, stop)
+        return 0
+    except RobertaDistError as error:
+        LOGGER.error("%s", error)
+        atomic_write(attempt / "exit_code", f"{error.exit_code}\n")
+        return error.exit_code
+    except Exception:
+        LOGGER.error("%s", traceback.format_exc())
+        atomic_write(attempt / "exit_code", "1\n")
+        raise
+    finally:
+        close_world()
+
+
+def _already_done(paths: RunPaths, config: PretrainConfig) -> bool:
+    if not paths.done.is_file():
+        return False
+    done = json.loads(paths.done.read_text())
+    return bool(done["step"] >= config.schedule.max_steps or done["reason"] == "early_stop")
+
+
+def _attempt(
+    config: PretrainConfig, world: World, paths: RunPaths, attempt: Path, stop: StopRequest
+) -> None:
+    run = build_run(config, world)
+    on_main(lambda: _prepare_folder(run, paths, attempt))
+    if config.train.dry_run:
+        dry_run(run, paths)
+        return
+    tracker = open_tracker(
+        config.track,
+        paths.root,
+        run.resume.state.step,
+        config.schedule.max_steps,
+        world.is_main,
+        flatten(config),
+    )
+    try:
+        _announce(run)
+        loop = Loop(run, tracker, stop)
+        finished = loop.fit()
+        on_main(lambda: _leave_sentinel(paths, loop, finished))
+    finally:
+        _close(tracker)
+
+
+def _prepare_folder(run: Run, paths: RunPaths, attempt: Path) -> None:
+    """Rank 0: what this attempt is, and metrics cut back to where it starts."""
+    state, config = run.resume.state, run.config
+    paths.done.unlink(missing_ok=True)
+    paths.requeue.unlink(missing_ok=True)
+    removed = truncate_metrics(paths.metrics, state.step, attempt / "removed_metrics.jsonl")
+    atomic_write(attempt / "config.yaml", to_yaml(config))
+    atomic_write(paths.config_yaml, to_yaml(config))
+    write_json(paths.environment_json, describe_environment(run.world, run.device))
+    changes = "; ".join(str(change) for change in run.resume.changes) or "none"
+    line = (
+        f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {attempt.name} step={state.step} "
+        f"world_size={run.world.world_size} removed_metrics={removed} changes: {changes}\n"
+    )
+    with open(paths.attempts_log, "a") as log:
+        log.write(line)
+
+
+def _announce(run: Run) -> None:
+    config, stream = run.config, run.stream
+    parameters = parameter_count(config.model, stream.manifest.vocab_size)
+    shuffle = stream.order.shuffle
+    LOGGER.info(
+        "%s parameters, ZeRO-%d %s, %d rank(s), attention %s",
+        human_count(parameters),
+        config.engine.stage,
+        config.engine.precision.value,
+        run.world.world_size,
+        resolve_attention(config.kernels).value,
+    )
+    LOGGER.info(
+        "%s tokens in %d packs, %s rows an epoch, %d lanes x %d packs, from step %d (row %d)",
+        human_count(stream.manifest.tokens),
+        len(stream.manifest.packs),
+        human_count(stream.order.rows_per_epoch),
+        *(shuffle.lanes, shuffle.window, run.resume.state.step, run.resume.state.next_row),
+    )
+    per_rank = -(-config.train.global_batch_size // run.world.world_size)
+    wasted = per_rank * run.world.world_size - config.train.global_batch_size
+    if wasted:
+        LOGGER.warning(
+            "train.global_batch_size=%d does not divide by %d ranks: %.1f %% of the rows are empty",
+            *(config.train.global_batch_size, run.world.world_size),
+            100 * wasted / (per_rank * run.world.world_size),
+        )
+
+
+def _leave_sentinel(paths: RunPaths, loop: Loop, finished: bool) -> None:
+    state = loop.state
+    reached = state.step >= loop.config.schedule.max_steps
+    reason = "max_steps" if reached else "early_stop" if finished else "signal"
+    contents: dict[str, Any] = {"step": state.step, "reason": reason}
+    write_json(paths.done if finished else paths.requeue, contents)
+
+
+def _close(tracker: Tracker) -> None:
+    tracker.close()
+    barrier()

@@ -1,0 +1,56 @@
+"""What a resume needs beside weights and moments: a few numbers."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from roberta_dist.errors import DataFault
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """Position of a run. Equal on every rank."""
+
+    step: int = 0
+    """Batches consumed, skipped ones included."""
+    next_row: int = 0
+    """First global row of the next batch: the whole state of the data."""
+    optimizer_step: int = 0
+    """Updates applied."""
+    skipped: int = 0
+    """Batches whose update was not applied because a number was not finite."""
+    empty: int = 0
+    """Batches in which nothing was masked."""
+    best_eval_loss: float | None = None
+    """Lowest held-out loss so far, nats."""
+    best_step: int | None = None
+    """Step of `best_eval_loss`."""
+    evals_without_improvement: int = 0
+    """Evaluations since `best_step`."""
+
+    def evaluated(self, loss: float) -> TrainState:
+        """The state after an evaluation gave `loss`."""
+        if self.best_eval_loss is None or loss < self.best_eval_loss:
+            return replace(
+                self, best_eval_loss=loss, best_step=self.step, evals_without_improvement=0
+            )
+        return replace(self, evals_without_improvement=self.evals_without_improvement + 1)
+
+    def to_json(self, fingerprint: dict[str, Any]) -> dict[str, Any]:
+        """Contents of train_state.json."""
+        return {**asdict(self), "data": fingerprint}
+
+
+def state_from_json(values: dict[str, Any]) -> TrainState:
+    """The state in a train_state.json.
+
+    Raises:
+        DataFault: a field is missing.
+    """
+    try:
+        return TrainState(**{item.name: values[item.name] for item in fields(TrainState)})
+    except KeyError as error:
+        raise DataFault(
+            f"train_state.json has no field {error}", "use an earlier checkpoint"
+        ) from error
