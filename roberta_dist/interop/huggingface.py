@@ -73,28 +73,34 @@ def hf_config(model: ModelConfig, vocab_size: int, special: SpecialTokens) -> di
     }
 
 
-def _pairs(model: ModelConfig) -> list[tuple[str, str]]:
-    """(our name, their name) of every tensor that is the same on both sides."""
-    modules = [
-        ("embedding_norm", "roberta.embeddings.LayerNorm"),
-        ("head.dense", "lm_head.dense"),
-        ("head.norm", "lm_head.layer_norm"),
+def _pairs(model: ModelConfig) -> list[tuple[str, str, tuple[int, ...]]]:
+    """(our name, their name, shape) of every tensor that is the same on both sides."""
+    width, ffn = model.hidden_size, model.ffn_size
+    square, norm = (width, width), (width,)
+    modules: list[tuple[str, str, tuple[int, ...]]] = [
+        ("embedding_norm", "roberta.embeddings.LayerNorm", norm),
+        ("head.dense", "lm_head.dense", square),
+        ("head.norm", "lm_head.layer_norm", norm),
     ]
     for index in range(model.num_layers):
         ours, theirs = f"layers.{index}", f"roberta.encoder.layer.{index}"
         modules += [
-            (f"{ours}.attention.out", f"{theirs}.attention.output.dense"),
-            (f"{ours}.attention_norm", f"{theirs}.attention.output.LayerNorm"),
-            (f"{ours}.ffn_in", f"{theirs}.intermediate.dense"),
-            (f"{ours}.ffn_out", f"{theirs}.output.dense"),
-            (f"{ours}.ffn_norm", f"{theirs}.output.LayerNorm"),
+            (f"{ours}.attention.out", f"{theirs}.attention.output.dense", square),
+            (f"{ours}.attention_norm", f"{theirs}.attention.output.LayerNorm", norm),
+            (f"{ours}.ffn_in", f"{theirs}.intermediate.dense", (ffn, width)),
+            (f"{ours}.ffn_out", f"{theirs}.output.dense", (width, ffn)),
+            (f"{ours}.ffn_norm", f"{theirs}.output.LayerNorm", norm),
         ]
-    kinds = ("weight", "bias")
-    return [(f"{ours}.{kind}", f"{theirs}.{kind}") for ours, theirs in modules for kind in kinds]
+    return [
+        (f"{ours}.{kind}", f"{theirs}.{kind}", shape if kind == "weight" else shape[:1])
+        for ours, theirs, shape in modules
+        for kind in ("weight", "bias")
+    ]
 
 
-def _qkv_names(model: ModelConfig) -> list[tuple[str, list[str]]]:
-    """Our fused tensor's name with their query, key and value, in that order."""
+def _qkv(model: ModelConfig) -> list[tuple[str, list[str], tuple[int, ...]]]:
+    """(our fused name, their query, key and value, shape of each of the three)."""
+    width = model.hidden_size
     return [
         (
             f"layers.{index}.attention.qkv.{kind}",
@@ -102,9 +108,10 @@ def _qkv_names(model: ModelConfig) -> list[tuple[str, list[str]]]:
                 f"roberta.encoder.layer.{index}.attention.self.{part}.{kind}"
                 for part in ("query", "key", "value")
             ],
+            shape,
         )
         for index in range(model.num_layers)
-        for kind in ("weight", "bias")
+        for kind, shape in (("weight", (width, width)), ("bias", (width,)))
     ]
 
 
@@ -118,7 +125,7 @@ class _Source:
         tensor = self.tensors.pop(name, None)
         if tensor is None:
             raise DataFault(f"weight {name} is missing", "use the configuration it was saved with")
-        if shape and tensor.shape != shape:
+        if tensor.shape != shape:
             raise DataFault(
                 f"weight {name} has shape {list(tensor.shape)}, expected {list(shape)}",
                 "use the configuration it was saved with",
@@ -148,11 +155,11 @@ def to_hf_state_dict(weights: Weights, model: ModelConfig, vocab_size: int) -> W
         _TYPE: np.zeros((1, width), np.float32),
         "lm_head.bias": source.take("vocabulary.bias", rows)[:vocab_size],
     }
-    for ours, theirs in _pairs(model):
-        state[theirs] = source.take(ours)
-    for ours, parts in _qkv_names(model):
-        shape = (3 * width, width) if ours.endswith("weight") else (3 * width,)
-        state.update(zip(parts, np.split(source.take(ours, *shape), 3), strict=True))
+    for ours, theirs, shape in _pairs(model):
+        state[theirs] = source.take(ours, *shape)
+    for ours, parts, (rows, *columns) in _qkv(model):
+        fused = source.take(ours, 3 * rows, *columns)
+        state.update(zip(parts, np.split(fused, 3), strict=True))
     source.finish()
     return {name: np.ascontiguousarray(value, np.float32) for name, value in state.items()}
 
@@ -183,9 +190,9 @@ def from_hf_state_dict(
         "vocabulary.bias": np.pad(bias, (0, padding)),
         "positions.weight": positions + source.take(_TYPE, 1, width),
     }
-    for ours, theirs in _pairs(model):
-        weights[ours] = source.take(theirs)
-    for ours, parts in _qkv_names(model):
-        weights[ours] = np.concatenate([source.take(part) for part in parts])
+    for ours, theirs, shape in _pairs(model):
+        weights[ours] = source.take(theirs, *shape)
+    for ours, parts, shape in _qkv(model):
+        weights[ours] = np.concatenate([source.take(part, *shape) for part in parts])
     source.finish()
     return {name: np.ascontiguousarray(value, np.float32) for name, value in weights.items()}

@@ -46,20 +46,10 @@ def describe_flash_attn() -> str:
 
 
 def describe_sdpa() -> str:
-    """The backends torch's scaled-dot-product attention may choose from here."""
-    if not torch.cuda.is_available():
-        return f"torch {torch.__version__} on cpu: flash without dropout, math with it"
-    enabled = [
-        name
-        for name, on in (
-            ("flash", torch.backends.cuda.flash_sdp_enabled()),
-            ("memory-efficient", torch.backends.cuda.mem_efficient_sdp_enabled()),
-            ("cudnn", torch.backends.cuda.cudnn_sdp_enabled()),
-            ("math", torch.backends.cuda.math_sdp_enabled()),
-        )
-        if on
-    ]
-    return f"torch {torch.__version__} on cuda: {', '.join(enabled)}"
+    """What torch's scaled-dot-product attention runs on here."""
+    if torch.cuda.is_available():
+        return f"torch {torch.__version__} on cuda: flash, memory-efficient or math, by shape"
+    return f"torch {torch.__version__} on cpu: flash, or math where there is dropout"
 
 
 def available_kernels() -> dict[str, str]:

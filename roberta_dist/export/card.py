@@ -1,0 +1,116 @@
+"""The model card: what was trained, on how much, and how to load it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from importlib import metadata
+
+from roberta_dist.config.model import ModelConfig
+from roberta_dist.config.roots import PretrainConfig
+from roberta_dist.corpus.manifest import Manifest
+from roberta_dist.plan.flops import parameter_count
+
+_CARD = """---
+library_name: transformers
+pipeline_tag: fill-mask
+tags:
+- roberta
+- masked-language-modeling
+---
+
+# A RoBERTa masked language model
+
+Pretrained from scratch with `roberta_dist`. Weights are fp32; the logits of this folder under
+`transformers` were compared with the trainer's: largest absolute difference {difference:.1e}
+(accepted up to {tolerance:.1e}).
+
+```python
+from transformers import pipeline
+
+fill = pipeline("fill-mask", model="PATH/TO/THIS/FOLDER")
+print(fill("The capital of France is <mask>."))
+```
+
+| fact | value |
+|---|---|
+{rows}
+
+## Limits
+
+The model has seen only the text named above and repeats its errors and biases. It predicts masked
+tokens; for other tasks it needs fine-tuning.
+"""
+
+
+def _row(name: str, value: object) -> str:
+    text = f"{value:,}" if isinstance(value, int) else str(value)
+    return "| {} | {} |".format(*(part.replace("|", "\\|") for part in (name, text)))
+
+
+def render_card(
+    model: ModelConfig,
+    manifest: Manifest,
+    facts: Mapping[str, object],
+    difference: float,
+    tolerance: float,
+) -> str:
+    """README.md of an export; `facts` are shown in their order after sizes and corpus."""
+    all_facts: dict[str, object] = {
+        "parameters": parameter_count(model, manifest.vocab_size),
+        "layers, width, heads": f"{model.num_layers}, {model.hidden_size}, {model.num_heads}",
+        "longest sequence": model.max_positions,
+        "vocabulary": manifest.vocab_size,
+        "training documents": manifest.documents,
+        "training corpus tokens": manifest.tokens,
+        **facts,
+        **versions(),
+    }
+    rows = "\n".join(_row(name, value) for name, value in all_facts.items())
+    return _CARD.format(difference=difference, tolerance=tolerance, rows=rows)
+
+
+def versions() -> dict[str, object]:
+    """Versions of what computed the weights."""
+    names = ("roberta_dist", "torch", "deepspeed", "transformers")
+    found: dict[str, object] = {}
+    for name in names:
+        try:
+            found[f"{name} version"] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[f"{name} version"] = "not installed as a distribution"
+    return found
+
+
+def run_facts(
+    config: PretrainConfig, step: int, held_out_loss: float | None, unigram_entropy: float | None
+) -> dict[str, object]:
+    """What a run's folder says about its training.
+
+    Args:
+        config: of the run.
+        step: optimizer steps behind the weights.
+        held_out_loss: nats a predicted token, the last one measured up to `step`.
+        unigram_entropy: nats a token of the held-out split: the best constant prediction's loss.
+    """
+    sequences = step * config.train.global_batch_size
+    facts: dict[str, object] = {
+        "optimizer steps": step,
+        "global batch (sequences)": config.train.global_batch_size,
+        "sequence length (tokens)": config.data.sequence_length,
+        "tokens seen (at most)": sequences * config.data.sequence_length,
+        "input format": config.data.format.value,
+        "masking": f"dynamic, {config.masking.probability:.0%} of tokens",
+        "optimizer": f"{config.optim.name.value}, weight decay {config.optim.weight_decay}",
+        "peak learning rate": config.optim.lr,
+        "warmup steps": config.schedule.warmup_steps,
+        "decay": f"{config.schedule.decay.value} to step {config.schedule.max_steps:,}",
+        "precision": config.engine.precision.value,
+        "seed": config.train.seed,
+    }
+    if held_out_loss is not None:
+        facts["held-out loss (nats a masked token)"] = f"{held_out_loss:.4f}"
+        facts["held-out perplexity"] = f"{math.exp(min(held_out_loss, 700.0)):.2f}"
+    if unigram_entropy is not None:
+        facts["held-out unigram entropy (nats a token)"] = f"{unigram_entropy:.4f}"
+    return facts

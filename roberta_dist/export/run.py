@@ -1,0 +1,70 @@
+"""`roberta-dist export`: a run's checkpoint as a Hugging Face folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from roberta_dist.checkpoint.reader import find_checkpoint, load_weights, open_checkpoint
+from roberta_dist.config.load import load_yaml
+from roberta_dist.config.roots import ExportConfig, PretrainConfig
+from roberta_dist.corpus.manifest import read_manifest
+from roberta_dist.errors import ConfigError
+from roberta_dist.export.card import run_facts
+from roberta_dist.export.huggingface import export_weights
+
+
+def held_out_loss(metrics: Path, step: int) -> float | None:
+    """The last `eval_loss` in metrics.jsonl up to `step`; None where none was measured."""
+    if not metrics.is_file():
+        return None
+    last: float | None = None
+    for line in metrics.read_text(encoding="utf-8").splitlines():
+        try:
+            values = json.loads(line)
+        except ValueError:  # a line cut off by a kill
+            continue
+        if values.get("step", step + 1) <= step and values.get("eval_loss") is not None:
+            last = float(values["eval_loss"])
+    return last
+
+
+def _unigram_entropy(corpus: Path) -> float | None:
+    try:
+        return read_manifest(corpus / "held_out").unigram_entropy
+    except ConfigError:  # prepared without a held-out split
+        return None
+
+
+def export_checkpoint(config: ExportConfig) -> int:
+    """Export `step`, or the newest complete checkpoint, of `run_dir`.
+
+    Returns:
+        Exit code 0.
+
+    Raises:
+        ConfigError: no such run, checkpoint or corpus; `output` holds something else.
+        DataFault: see `export_weights`.
+    """
+    run_dir = Path(config.run_dir)
+    run = load_yaml(PretrainConfig, run_dir / "config.yaml")
+    checkpoint = find_checkpoint(run_dir, config.step)
+    step = open_checkpoint(checkpoint).step
+    corpus = Path(run.data.path)
+    manifest = read_manifest(corpus / "train")
+    output = Path(config.output) if config.output is not None else run_dir / "export"
+    loss = held_out_loss(run_dir / "metrics.jsonl", step)
+    difference = export_weights(
+        load_weights(checkpoint),
+        run.model,
+        manifest,
+        corpus / "tokenizer",
+        output,
+        run_facts(run, step, loss, _unigram_entropy(corpus)),
+        config.tolerance,
+    )
+    print(
+        f"exported step {step} to {output}: transformers' logits differ from ours by at most "
+        f"{difference:.2e} (tolerance {config.tolerance:.0e})"
+    )
+    return 0

@@ -1,0 +1,93 @@
+"""Counted arithmetic against torch's counter, and parameters against the module."""
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from roberta_dist.config.load import conf_dir, load_yaml
+from roberta_dist.config.model import KernelsConfig, ModelConfig, padded_vocabulary
+from roberta_dist.model.encoder import RobertaForPretraining
+from roberta_dist.plan.flops import forward_flops, parameter_count, training_flops
+
+pytestmark = pytest.mark.unit
+
+VOCAB = 50_265
+SIZES = ("tiny", "mini", "base", "large")
+
+
+def sizes(name):
+    return load_yaml(ModelConfig, conf_dir() / "model" / f"{name}.yaml")
+
+
+def meta_batch(lengths, masked):
+    """Shapes without data; the padding plan of unequal rows needs their values, so equal ones."""
+    tokens = sum(lengths)
+    return {
+        "tokens_T": torch.zeros(tokens, dtype=torch.long, device="meta"),
+        "positions_T": torch.zeros(tokens, dtype=torch.long, device="meta"),
+        "cu_seqlens": torch.zeros(len(lengths) + 1, dtype=torch.int32, device="meta"),
+        "max_seqlen": max(lengths),
+        "masked_index_M": torch.zeros(masked, dtype=torch.long, device="meta"),
+        "labels_M": torch.zeros(masked, dtype=torch.long, device="meta"),
+    }
+
+
+def counted(module, batch):
+    """(forward, forward and backward) as torch counts them; math attention recomputes nothing."""
+    with sdpa_kernel(SDPBackend.MATH):
+        with FlopCounterMode(display=False) as forward:
+            loss = module(**batch)
+        with FlopCounterMode(display=False) as backward:
+            loss.backward()
+    return forward.get_total_flops(), forward.get_total_flops() + backward.get_total_flops()
+
+
+@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize(("lengths", "masked"), [((512, 512), 154), ((128,) * 4, 77)])
+def test_flops_are_torch_s_within_one_percent(name, lengths, masked):
+    model = sizes(name)
+    with torch.device("meta"):
+        module = RobertaForPretraining(model, KernelsConfig(), VOCAB)
+    forward, training = counted(module, meta_batch(lengths, masked))
+    assert forward_flops(model, VOCAB, lengths, masked) == pytest.approx(forward, rel=0.01)
+    assert training_flops(model, VOCAB, lengths, masked) == pytest.approx(training, rel=0.01)
+
+
+def test_padded_rows_cost_what_the_longest_costs():
+    model = sizes("tiny")
+    module = RobertaForPretraining(model, KernelsConfig(), 1000)
+    lengths = (100, 30, 2)
+    batch = {
+        "tokens_T": torch.full((132,), 5),
+        "positions_T": torch.cat([torch.arange(length) for length in lengths]),
+        "cu_seqlens": torch.tensor([0, 100, 130, 132], dtype=torch.int32),
+        "max_seqlen": 100,
+        "masked_index_M": torch.arange(20),
+        "labels_M": torch.full((20,), 6),
+    }
+    forward, training = counted(module, batch)
+    assert forward_flops(model, 1000, lengths, 20) == pytest.approx(forward, rel=0.01)
+    assert training_flops(model, 1000, lengths, 20) == pytest.approx(training, rel=0.01)
+    spared = forward_flops(model, 1000, lengths, 20) - forward_flops(
+        model, 1000, lengths, 20, padded=False
+    )
+    assert spared == 2 * 4 * 128 * (3 * 100**2 - 100**2 - 30**2 - 2**2)
+
+
+def test_a_step_without_rows_costs_nothing():
+    assert training_flops(sizes("base"), VOCAB, (), 0) == 0
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_parameters_are_the_module_s(name):
+    model = sizes(name)
+    with torch.device("meta"):
+        module = RobertaForPretraining(model, KernelsConfig(), VOCAB)
+    found = sum(parameter.numel() for parameter in module.parameters())
+    assert parameter_count(model, padded_vocabulary(VOCAB)) == found
+
+
+def test_roberta_s_published_sizes():
+    assert parameter_count(sizes("base"), VOCAB) == 124_696_665
+    assert parameter_count(sizes("large"), VOCAB) == 355_411_033
