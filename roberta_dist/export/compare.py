@@ -59,9 +59,7 @@ def transformers_logits(folder: Path, rows: Sequence[Tensor], pad: int) -> Tenso
         DataFault: transformers finds weights missing, unknown or of another shape.
     """
     from transformers import AutoModelForMaskedLM
-    from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()
     module: Any
     module, info = AutoModelForMaskedLM.from_pretrained(
         folder, local_files_only=True, output_loading_info=True, dtype=torch.float32

@@ -32,9 +32,9 @@ _IGNORED = ("roberta.pooler.", "roberta.embeddings.position_ids")
 
 
 def stay_offline() -> None:
-    """Tell the Hugging Face libraries not to use the network. Call before importing them."""
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    """Keep the Hugging Face libraries off the network and quiet. Call before importing them."""
+    for name in ("OFFLINE", "DISABLE_TELEMETRY", "DISABLE_PROGRESS_BARS"):
+        os.environ[f"HF_HUB_{name}"] = "1"
 
 
 def hf_config(model: ModelConfig, vocab_size: int, special: SpecialTokens) -> dict[str, Any]:

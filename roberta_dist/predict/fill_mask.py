@@ -38,9 +38,7 @@ def fill_masks(folder: Path, texts: list[str], top_k: int) -> list[list[list[tup
     """
     stay_offline()
     from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
-    from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()
     tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     model: Any = AutoModelForMaskedLM.from_pretrained(folder, local_files_only=True)
     if top_k > model.config.vocab_size:
