@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from importlib import metadata
+from typing import Any
 
 from roberta_dist.config.model import ModelConfig
 from roberta_dist.config.roots import PretrainConfig
@@ -83,21 +84,26 @@ def versions() -> dict[str, object]:
 
 
 def run_facts(
-    config: PretrainConfig, step: int, held_out_loss: float | None, unigram_entropy: float | None
+    config: PretrainConfig,
+    train_state: Mapping[str, Any],
+    held_out_loss: float | None,
+    unigram_entropy: float | None,
 ) -> dict[str, object]:
     """What a run's folder says about its training.
 
     Args:
         config: of the run.
-        step: optimizer steps behind the weights.
-        held_out_loss: nats a predicted token, the last one measured up to `step`.
+        train_state: the checkpoint's: `step`, `next_row` and, where there were any, `skipped`.
+        held_out_loss: nats a predicted token, the last one measured up to that step.
         unigram_entropy: nats a token of the held-out split: the best constant prediction's loss.
     """
-    sequences = step * config.train.global_batch_size
+    sequences = int(train_state["next_row"])
     facts: dict[str, object] = {
-        "optimizer steps": step,
+        "steps": int(train_state["step"]),
+        "steps skipped as not finite": int(train_state.get("skipped", 0)),
         "global batch (sequences)": config.train.global_batch_size,
         "sequence length (tokens)": config.data.sequence_length,
+        "sequences seen": sequences,
         "tokens seen (at most)": sequences * config.data.sequence_length,
         "input format": config.data.format.value,
         "masking": f"dynamic, {config.masking.probability:.0%} of tokens",

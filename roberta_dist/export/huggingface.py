@@ -69,7 +69,7 @@ def export_weights(
     tokenizer_dir: Path,
     output: Path,
     facts: Mapping[str, object],
-    tolerance: float,
+    tolerance: float = 1e-4,
 ) -> float:
     """Write `output`, load it with transformers, and keep it only if the logits agree.
 

@@ -49,22 +49,22 @@ def export_checkpoint(config: ExportConfig) -> int:
     run_dir = Path(config.run_dir)
     run = load_yaml(PretrainConfig, run_dir / "config.yaml")
     checkpoint = find_checkpoint(run_dir, config.step)
-    step = open_checkpoint(checkpoint).step
+    opened = open_checkpoint(checkpoint)
     corpus = Path(run.data.path)
     manifest = read_manifest(corpus / "train")
     output = Path(config.output) if config.output is not None else run_dir / "export"
-    loss = held_out_loss(run_dir / "metrics.jsonl", step)
+    loss = held_out_loss(run_dir / "metrics.jsonl", opened.step)
     difference = export_weights(
         load_weights(checkpoint),
         run.model,
         manifest,
         corpus / "tokenizer",
         output,
-        run_facts(run, step, loss, _unigram_entropy(corpus)),
+        run_facts(run, opened.train_state, loss, _unigram_entropy(corpus)),
         config.tolerance,
     )
     print(
-        f"exported step {step} to {output}: transformers' logits differ from ours by at most "
+        f"exported step {opened.step} to {output}: transformers' logits differ from ours by at most "
         f"{difference:.2e} (tolerance {config.tolerance:.0e})"
     )
     return 0

@@ -3,23 +3,30 @@
 import json
 import shutil
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
 
 import roberta_dist.export.huggingface as export
 import roberta_dist.interop.huggingface as interop
+from roberta_dist.checkpoint import format as layout
+from roberta_dist.config.data import DataConfig
+from roberta_dist.config.load import to_yaml
 from roberta_dist.config.model import KernelsConfig, ModelConfig
-from roberta_dist.config.roots import PredictConfig
-from roberta_dist.corpus.manifest import Manifest, SpecialTokens
+from roberta_dist.config.roots import ExportConfig, PredictConfig, PretrainConfig
+from roberta_dist.config.train import TrainConfig
+from roberta_dist.corpus.manifest import PACK_DTYPE, Manifest, SpecialTokens, write_manifest
 from roberta_dist.errors import ConfigError, DataFault
 from roberta_dist.export.huggingface import WRITTEN, export_weights
-from roberta_dist.export.run import held_out_loss
+from roberta_dist.export.run import export_checkpoint, held_out_loss
 from roberta_dist.model.encoder import RobertaForPretraining
 from roberta_dist.model.init import init_weights
 from roberta_dist.predict.fill_mask import predict
+from roberta_dist.runtime.files import file_sha256, write_json
 
 pytestmark = pytest.mark.unit
 
@@ -221,8 +228,6 @@ def test_another_tokenizer_is_refused(tmp_path, weights, manifest, tokenizer_dir
     (other / "merges.txt").unlink()
     with pytest.raises(DataFault, match=r"merges\.txt"):
         export_weights(weights, MODEL, manifest, other, tmp_path / "export", {}, 1e-4)
-    from dataclasses import replace
-
     short = replace(manifest, vocab_size=manifest.vocab_size - 1)
     with pytest.raises(DataFault, match="transformers' tokenizer has"):
         export_weights(weights, MODEL, short, tokenizer_dir, tmp_path / "export", {}, 1e-4)
@@ -254,6 +259,59 @@ def test_what_fill_mask_cannot_read_is_named(exported, tmp_path):
     ):
         with pytest.raises(ConfigError, match=message):
             predict(config)
+
+
+def write_checkpoint(run_dir, weights, config):
+    """One complete checkpoint, as one rank that holds every weight whole writes it."""
+    folder = layout.step_folder(run_dir / "checkpoints", 7)
+    (folder / layout.SHARDS).mkdir(parents=True)
+    shard = layout.shard_name(0)
+    tensors = {layout.fragment_key("weight", n, 0): w.ravel() for n, w in weights.items()}
+    save_file(tensors, folder / shard)
+    index = {
+        "format_version": layout.FORMAT_VERSION,
+        "step": 7,
+        "kinds": ["weight"],
+        "shapes": {name: list(weight.shape) for name, weight in weights.items()},
+        "fragments": [
+            {"name": name, "start": 0, "length": weight.size, "file": shard}
+            for name, weight in weights.items()
+        ],
+    }
+    write_json(folder / layout.INDEX, index)
+    write_json(folder / layout.TRAIN_STATE, {"step": 7, "next_row": 56, "skipped": 0})
+    (folder / layout.CONFIG).write_text(to_yaml(config))
+    names = (shard, layout.INDEX, layout.TRAIN_STATE, layout.CONFIG)
+    recorded = {
+        name: {"bytes": (folder / name).stat().st_size, "sha256": file_sha256(folder / name)}
+        for name in names
+    }
+    write_json(folder / layout.COMPLETE, {"files": recorded})
+
+
+def test_a_run_is_exported(tmp_path, weights, manifest, tokenizer_dir, capsys, no_network):
+    corpus, run_dir = tmp_path / "corpus", tmp_path / "run"
+    shutil.copytree(tokenizer_dir, corpus / "tokenizer")
+    write_manifest(replace(manifest, folder=corpus / "train", packs=np.zeros(0, PACK_DTYPE)))
+    config = PretrainConfig(
+        run_dir=str(run_dir),
+        data=DataConfig(path=str(corpus), sequence_length=40),
+        model=MODEL,
+        train=TrainConfig(global_batch_size=8),
+    )
+    run_dir.mkdir()
+    (run_dir / "config.yaml").write_text(to_yaml(config))
+    (run_dir / "metrics.jsonl").write_text('{"step": 7, "eval_loss": 2.0}\n')
+    with pytest.raises(ConfigError, match="has no a complete checkpoint"):
+        export_checkpoint(ExportConfig(run_dir=str(run_dir)))
+    write_checkpoint(run_dir, weights, config)
+    assert export_checkpoint(ExportConfig(run_dir=str(run_dir))) == 0
+    assert "exported step 7" in capsys.readouterr().out
+    card = (run_dir / "export" / "README.md").read_text()
+    for fact in ("| steps | 7 |", "| tokens seen (at most) | 2,240 |", "perplexity | 7.39 |"):
+        assert fact in card
+    assert str(tmp_path) not in card
+    assert predict(PredictConfig(model_path=str(run_dir / "export"), text=["<mask>"])) == 0
 
 
 def test_the_card_takes_the_last_loss_up_to_its_step(tmp_path):

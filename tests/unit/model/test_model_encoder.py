@@ -1,5 +1,7 @@
 """The encoder's own promises: empty batches, padding, precision, checkpointing, initial weights."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -120,12 +122,34 @@ def test_state_dict_names_are_the_parameter_names():
 
 
 def test_dropout_is_where_roberta_has_it():
-    batch = flat_batch((8, 8), masked=6)
-    module = build()
-    module.train()
-    assert not torch.equal(module(**batch), module(**batch))
-    module.eval()
-    assert torch.equal(module(**batch), module(**batch))
+    """After the embeddings, the attention output and the feed-forward output; on attention."""
+    batch, calls = flat_batch((8, 8), masked=6), []
+    module = build().train()
+    for part in module.modules():
+        if isinstance(part, torch.nn.Dropout):
+            part.register_forward_hook(lambda part, *_: calls.append(part.p))
+    module(**batch)
+    assert calls == [0.1] * (1 + 2 * CONFIG.num_layers)
+    assert torch.equal(module.eval()(**batch), module(**batch))
+
+
+@pytest.mark.parametrize("lengths", [(8, 8), (16, 2, 7)])
+def test_attention_has_its_own_dropout(lengths):
+    batch = flat_batch(lengths, masked=6)
+    module = RobertaForPretraining(
+        replace(CONFIG, dropout=0.0, attention_dropout=0.5), KernelsConfig(), VOCAB
+    )
+    init_weights(module, seed=1)
+    assert not torch.equal(module.train()(**batch), module(**batch))
+    assert torch.equal(module.eval()(**batch), module(**batch))
+
+
+def test_a_pad_token_in_the_text_does_not_move_the_pad_row():
+    """As in transformers: its only gradient comes through the tied output layer."""
+    module = build().eval()
+    module.vocabulary(torch.tensor([PAD_ROW, 7])).sum().backward()
+    assert not module.vocabulary.weight.grad[PAD_ROW].any()
+    assert module.vocabulary.weight.grad[7].any()
 
 
 def test_initial_weights_are_roberta_s():
