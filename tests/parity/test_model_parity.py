@@ -14,7 +14,14 @@ pytestmark = pytest.mark.unit
 
 SPECIAL = SpecialTokens(bos=0, pad=1, eos=2, unk=3, mask=4)
 SMALL = ModelConfig(num_layers=2, hidden_size=64, ffn_size=128, num_heads=4, max_positions=32)
-ODD = ModelConfig(num_layers=3, hidden_size=42, ffn_size=55, num_heads=3, max_positions=19)
+ODD = ModelConfig(
+    num_layers=3,
+    hidden_size=42,
+    ffn_size=55,
+    num_heads=3,
+    max_positions=19,
+    layer_norm_eps=1e-2,
+)
 CASES = [
     pytest.param(SMALL, 256, (32, 32, 32), id="small-full"),
     pytest.param(SMALL, 301, (32, 7, 2, 19), id="small-padded-vocab-301"),
