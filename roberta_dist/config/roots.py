@@ -65,9 +65,12 @@ class EvaluateVerbConfig:
     """Checkpoint step inside `run_dir`; null takes the newest."""
     model_path: str | None = free(None)
     """Exported Hugging Face folder, instead of `run_dir`."""
-    data: DataConfig = group(DataConfig)
-    masking: MaskingConfig = group(MaskingConfig)
+    corpus: str | None = free(None)
+    """Prepared corpus whose held-out split is read; null takes the run's."""
+    sequence_length: int | None = free(None)
+    """Tokens in a row; null takes the run's, or the exported model's longest."""
     evaluate: EvaluateConfig = group(EvaluateConfig)
+    """`every_steps` has no meaning here."""
 
     def __post_init__(self) -> None:
         require(
@@ -76,6 +79,13 @@ class EvaluateVerbConfig:
             (self.run_dir, self.model_path),
             "exactly one must be given",
             "add run_dir=RUN or model_path=FOLDER",
+        )
+        require(
+            self.model_path is None or self.corpus is not None,
+            "corpus",
+            self.corpus,
+            "must be given with model_path",
+            "add corpus=FOLDER",
         )
 
 

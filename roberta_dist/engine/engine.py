@@ -28,6 +28,7 @@ from roberta_dist.runtime.dist import all_sum
 from roberta_dist.runtime.rng import derive_key
 from roberta_dist.runtime.world import World
 from roberta_dist.stream.batch import Batch
+from roberta_dist.stream.tensors import to_tensors
 
 
 @dataclass(frozen=True)
@@ -50,23 +51,6 @@ class StepResult:
     applied: bool
     compute_s: float
     optimizer_s: float
-
-
-def to_tensors(batch: Batch, device: torch.device) -> dict[str, Any]:
-    """A batch as the model's keyword arguments."""
-
-    def moved(array: np.ndarray[Any, Any], dtype: torch.dtype) -> Tensor:
-        wide = array.astype(np.int32) if array.dtype == np.uint16 else array
-        return torch.from_numpy(wide).to(device, dtype)
-
-    return {
-        "tokens_T": moved(batch.tokens_T, torch.int64),
-        "positions_T": moved(batch.positions_T, torch.int64),
-        "cu_seqlens": moved(batch.cu_seqlens, torch.int32),
-        "max_seqlen": batch.max_seqlen,
-        "masked_index_M": moved(batch.masked_index_M, torch.int64),
-        "labels_M": moved(batch.labels_M, torch.int64),
-    }
 
 
 class TrainEngine:
@@ -122,6 +106,8 @@ class TrainEngine:
         torch.manual_seed(derive_key(self.seed, "dropout", step, micro_step, self.world.rank) >> 1)
         self.engine.set_gradient_accumulation_boundary(micro_step == micro_steps - 1)
         loss = self.engine(**to_tensors(batch, self.device))
+        # The product is a new tensor on purpose: DeepSpeed 0.19.8 divides by the accumulation steps
+        # when backward() gets the very tensor that forward() returned (BF16_Optimizer, stage 0).
         self.engine.backward(loss * (self.world.world_size / masked), scale_wrt_gas=False)
         return loss.detach().double()
 

@@ -1,0 +1,96 @@
+"""`roberta-dist evaluate`: held-out loss of a checkpoint or an exported folder, in one process."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from roberta_dist.checkpoint.reader import find_checkpoint, load_weights
+from roberta_dist.config.data import DataConfig, MaskingConfig
+from roberta_dist.config.load import load_yaml
+from roberta_dist.config.model import KernelsConfig, ModelConfig
+from roberta_dist.config.roots import EvaluateVerbConfig, PretrainConfig
+from roberta_dist.corpus.manifest import read_manifest
+from roberta_dist.errors import ConfigError
+from roberta_dist.interop.folder import read_folder
+from roberta_dist.interop.huggingface import Weights
+from roberta_dist.model.encoder import RobertaForPretraining
+from roberta_dist.runtime.world import World
+from roberta_dist.stream.held_out import HeldOut
+from roberta_dist.stream.tensors import to_tensors
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is measured, and on what."""
+
+    label: str
+    weights: Weights
+    model: ModelConfig
+    data: DataConfig
+    masking: MaskingConfig
+
+
+def _from_run(config: EvaluateVerbConfig, run_dir: Path) -> Subject:
+    run = load_yaml(PretrainConfig, run_dir / "config.yaml")
+    checkpoint = find_checkpoint(run_dir, config.step)
+    data = replace(
+        run.data,
+        path=config.corpus or run.data.path,
+        sequence_length=config.sequence_length or run.data.sequence_length,
+    )
+    return Subject(str(checkpoint), load_weights(checkpoint), run.model, data, run.masking)
+
+
+def _from_folder(config: EvaluateVerbConfig, folder: Path, corpus: str) -> Subject:
+    imported = read_folder(folder)
+    vocab_size = read_manifest(Path(corpus) / "held_out").vocab_size
+    if vocab_size != imported.vocab_size:
+        raise ConfigError(
+            f"{folder} has {imported.vocab_size} entries, {corpus} was tokenised with {vocab_size}",
+            "prepare the text with the model's tokenizer: tokenizer.path=FOLDER",
+        )
+    length = config.sequence_length or imported.model.max_positions
+    data = DataConfig(path=corpus, sequence_length=length)
+    return Subject(str(folder), imported.weights, imported.model, data, MaskingConfig())
+
+
+@torch.no_grad()
+def held_out_loss(subject: Subject, held_out: HeldOut, device: torch.device) -> tuple[float, int]:
+    """Mean cross-entropy over the masked positions, nats, and their number."""
+    vocab_size = held_out.manifest.vocab_size
+    model = RobertaForPretraining(subject.model, KernelsConfig(), vocab_size)
+    model.load_state_dict({name: torch.from_numpy(w) for name, w in subject.weights.items()})
+    model.eval().to(device)
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    count = 0
+    for batch in tqdm(held_out.batches(World()), "evaluating", unit="batch"):
+        total += model(**to_tensors(batch, device)).double()
+        count += len(batch.masked_index_M)
+    return float(total) / max(count, 1), count
+
+
+def evaluate(config: EvaluateVerbConfig) -> int:
+    """Print the held-out loss and perplexity beside the held-out unigram entropy.
+
+    Raises:
+        ConfigError: no such run, checkpoint, folder or corpus.
+        DataFault: one of them is damaged.
+    """
+    if config.run_dir is not None:
+        subject = _from_run(config, Path(config.run_dir))
+    else:
+        assert config.model_path is not None and config.corpus is not None  # the config's rule
+        subject = _from_folder(config, Path(config.model_path), config.corpus)
+    held_out = HeldOut(subject.data, subject.masking, config.evaluate)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    loss, count = held_out_loss(subject, held_out, device)
+    entropy = held_out.manifest.unigram_entropy
+    print(f"{subject.label}: {held_out.rows} held-out rows, {count} masked tokens")
+    print(f"held-out loss             {loss:.4f} nats (perplexity {math.exp(min(loss, 700)):.1f})")
+    print(f"held-out unigram entropy  {entropy:.4f} nats (perplexity {math.exp(entropy):.1f})")
+    return 0

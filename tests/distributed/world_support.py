@@ -1,0 +1,96 @@
+"""Start real ranks: one Python process each, joined over gloo, as the deepspeed launcher would."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from roberta_dist.config.data import MaskingConfig
+from roberta_dist.config.model import KernelsConfig, ModelConfig
+from roberta_dist.config.optim import OptimConfig
+from roberta_dist.corpus.manifest import SpecialTokens
+from roberta_dist.model.encoder import RobertaForPretraining
+from roberta_dist.model.init import init_weights
+from roberta_dist.stream.batch import Batch, make_batch
+from roberta_dist.stream.masking import mask_rule
+
+MODEL = ModelConfig(
+    num_layers=2, hidden_size=32, ffn_size=64, num_heads=2, max_positions=32,
+    dropout=0.0, attention_dropout=0.0,
+)  # fmt: skip
+OPTIM = OptimConfig(lr=1e-2)
+LR = 1e-2
+ROWS = 8
+SPECIAL = SpecialTokens(bos=0, pad=1, eos=2, unk=3, mask=99)
+VOCAB = 100
+
+
+def make_model() -> RobertaForPretraining:
+    """The model every test here starts from."""
+    model = RobertaForPretraining(MODEL, KernelsConfig(), VOCAB)
+    init_weights(model, 1)
+    return model
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def run_world(script: Path, world_size: int, arguments: dict[str, Any], timeout: int = 300) -> Any:
+    """Run `script` on `world_size` ranks; returns what rank 0 wrote to arguments["output"]."""
+    output = Path(arguments["output"])
+    processes = []
+    port = str(free_port())
+    for rank in range(world_size):
+        environ = os.environ | {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(world_size),
+            "LOCAL_SIZE": str(world_size),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join(
+                [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+            ),
+        }
+        log = open(f"{output}.rank{rank}.log", "w")
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, str(script), json.dumps(arguments)],
+                env=environ,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        )
+    try:
+        codes = [process.wait(timeout) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    logs = "\n".join(Path(f"{output}.rank{r}.log").read_text()[-3000:] for r in range(world_size))
+    assert codes == [0] * world_size, logs
+    return json.loads(output.read_text())
+
+
+def random_batch(
+    row_ids: list[int], length: int = 24, seed: int = 0, probability: float = 0.15
+) -> Batch:
+    """Rows of eight different tokens, of varying lengths, so that a few steps learn something; a row's content depends only on its id."""
+    rule = mask_rule(MaskingConfig(probability=probability), seed, "train", VOCAB, SPECIAL)
+    rows = []
+    for row in row_ids:
+        rng = np.random.default_rng((seed, row + 1))
+        body = 4 + rng.integers(8, size=int(rng.integers(length // 2, length - 1)))
+        body = body if row >= 0 else body[:0]
+        rows.append(np.concatenate(([SPECIAL.bos], body, [SPECIAL.eos])).astype(np.uint16))
+    return make_batch(rows, np.array(row_ids, dtype=np.int64), rule)
