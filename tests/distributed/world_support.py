@@ -63,7 +63,7 @@ def run_world(script: Path, world_size: int, arguments: dict[str, Any], timeout:
                 [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
             ),
         }
-        log = open(f"{output}.rank{rank}.log", "w")
+        log = open(f"{output}.rank{rank}.log", "w")  # noqa: SIM115 (lives as long as the rank)
         processes.append(
             subprocess.Popen(
                 [sys.executable, str(script), json.dumps(arguments)],

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from roberta_dist.config.optim import Decay, ScheduleConfig
@@ -35,7 +37,7 @@ def test_shape():
     rates = [learning_rate(step, 1.0, s) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == rates[10] == 1.0
-    assert all(a > b > 0 for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a > b > 0 for a, b in pairwise(rates[10:]))
 
 
 def test_constant_after_warmup_and_no_warmup():

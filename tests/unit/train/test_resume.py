@@ -1,0 +1,74 @@
+"""What may differ between a run folder and the command that resumes it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from roberta_dist.config.optim import Decay
+from roberta_dist.config.roots import PretrainConfig
+from roberta_dist.config.train import CheckpointConfig
+from roberta_dist.errors import ConfigError, DataFault
+from roberta_dist.train.resume import config_changes
+from roberta_dist.train.retention import steps_to_delete
+from roberta_dist.train.state import TrainState, state_from_json
+
+pytestmark = pytest.mark.unit
+OLD = PretrainConfig()
+
+
+def changed(group: str, **values):
+    return replace(OLD, **{group: replace(getattr(OLD, group), **values)})
+
+
+def test_free_keys_are_taken_and_reported():
+    new = changed("engine", stage=3)
+    assert [str(c) for c in config_changes(OLD, new)] == ["engine.stage: 1 → 3"]
+    assert config_changes(OLD, OLD) == []
+
+
+@pytest.mark.parametrize(
+    ("group", "values", "message"),
+    [
+        ("optim", {"lr": 1e-3}, r"optim.lr: 0.0006 → 0.001"),
+        ("masking", {"probability": 0.2}, r"masking.probability: 0.15 → 0.2"),
+        ("train", {"seed": 9}, r"train.seed: 1 → 9"),
+        ("model", {"dropout": 0.0}, r"model.dropout: 0.1 → 0.0"),
+        ("data", {"sequence_length": 128}, r"data.sequence_length: 512 → 128"),
+    ],
+)
+def test_identity_keys_stop_the_run(group, values, message):
+    with pytest.raises(ConfigError, match=message):
+        config_changes(OLD, changed(group, **values))
+
+
+def test_max_steps_grows_only_where_the_schedule_allows():
+    longer = changed("schedule", max_steps=600_000)
+    with pytest.raises(ConfigError, match=r"train\.extend=true"):
+        config_changes(OLD, longer)
+    allowed = replace(longer, train=replace(longer.train, extend=True))
+    assert {c.key for c in config_changes(OLD, allowed)} == {"schedule.max_steps", "train.extend"}
+    constant = changed("schedule", decay=Decay.constant)
+    grown = replace(constant, schedule=replace(constant.schedule, max_steps=600_000))
+    assert len(config_changes(constant, grown)) == 1
+    with pytest.raises(ConfigError, match="max_steps"):
+        config_changes(longer, replace(OLD, train=replace(OLD.train, extend=True)))
+
+
+def test_retention():
+    config = CheckpointConfig(keep_last=2, keep_every=100, keep_best=True)
+    steps = [50, 100, 150, 200, 250, 300]
+    assert steps_to_delete(steps, config, best_step=150) == [50]
+    assert steps_to_delete(steps, config, best_step=None) == [50, 150]
+    assert steps_to_delete([1], CheckpointConfig(keep_last=1), None) == []
+
+
+def test_state_round_trip():
+    state = TrainState(step=3, next_row=24, optimizer_step=2, skipped=1).evaluated(2.0)
+    assert state_from_json(state.to_json({"x": 1})) == state
+    assert state.best_step == 3
+    worse = state.evaluated(2.5)
+    assert (worse.best_eval_loss, worse.evals_without_improvement) == (2.0, 1)
+    with pytest.raises(DataFault, match="next_row"):
+        state_from_json({"step": 1})
