@@ -97,7 +97,7 @@ def test_damage_is_named(tmp_path, damage, file):
 def test_gaps_and_overlaps_are_refused(tmp_path):
     for number, ranges in enumerate([((0, 5), (6, 6)), ((0, 6), (5, 7)), ((0, 5),)]):
         folder = write_checkpoint(tmp_path / str(number), ranges=ranges)
-        with pytest.raises(DataFault, match="gap or an overlap|has 5 elements"):
+        with pytest.raises(DataFault, match=r"gap or an overlap|has 5 elements"):
             open_checkpoint(folder)
 
 

@@ -1,0 +1,39 @@
+"""A worker must not outlive its launcher, not even when that is killed with SIGKILL."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+
+LAUNCHER_VARIABLE = "ROBERTA_DIST_LAUNCHER_PID"
+"""Process id of our launcher, set by it for its workers."""
+
+POLL_S = 1.0
+
+
+def _alive(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+
+
+def _watch(launcher: int, parent: int) -> None:
+    while _alive(launcher) and os.getppid() == parent:
+        time.sleep(POLL_S)
+    os._exit(143)
+
+
+def exit_with_parent() -> None:
+    """End this process within about a second once the launcher, or the parent, is gone.
+
+    Only under our launcher: under srun or a user's shell the parent is not ours to judge.
+    """
+    launcher = os.environ.get(LAUNCHER_VARIABLE, "")
+    if launcher.isdigit():
+        watcher = threading.Thread(target=_watch, args=(int(launcher), os.getppid()), daemon=True)
+        watcher.start()

@@ -1,0 +1,102 @@
+"""Paths of a run folder, and the folder of one attempt."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from roberta_dist.runtime.files import storage_errors
+from roberta_dist.runtime.world import World
+
+ATTEMPT_VARIABLE = "ROBERTA_DIST_ATTEMPT"
+"""Set by the launcher, so that every rank writes into the same attempt folder."""
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """Where each file of a run lies."""
+
+    root: Path
+
+    @property
+    def config_yaml(self) -> Path:
+        """The resolved configuration of the newest attempt."""
+        return self.root / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folders step_XXXXXXXX."""
+        return self.root / "checkpoints"
+
+    @property
+    def logs(self) -> Path:
+        """One folder an attempt."""
+        return self.root / "logs"
+
+    @property
+    def done(self) -> Path:
+        """Left when the run is finished."""
+        return self.root / "DONE"
+
+    @property
+    def requeue(self) -> Path:
+        """Left when the run stopped on request and can go on."""
+        return self.root / "REQUEUE"
+
+    @property
+    def attempts_log(self) -> Path:
+        """One line an attempt."""
+        return self.root / "attempts.log"
+
+    @property
+    def environment_json(self) -> Path:
+        """Versions and hardware."""
+        return self.root / "environment.json"
+
+    @property
+    def export(self) -> Path:
+        """The Hugging Face folder."""
+        return self.root / "export"
+
+
+def next_attempt(paths: RunPaths) -> Path:
+    """Create and return logs/attempt_NNN, numbered after the last one.
+
+    Raises:
+        StorageError: the run folder cannot be written.
+    """
+    with storage_errors(paths.logs):
+        paths.logs.mkdir(parents=True, exist_ok=True)
+        while True:
+            numbers = [
+                int(p.name[8:]) for p in paths.logs.glob("attempt_*") if p.name[8:].isdigit()
+            ]
+            folder = paths.logs / f"attempt_{max(numbers, default=-1) + 1:03d}"
+            try:
+                folder.mkdir()
+                return folder
+            except FileExistsError:
+                continue  # another process took the number
+
+
+def current_attempt(paths: RunPaths, world: World) -> Path:
+    """The attempt this worker belongs to.
+
+    Our launcher names it. Without it ranks cannot agree before they have met, so a world of
+    several takes the name from what they share: the rendezvous port.
+    """
+    name = os.environ.get(ATTEMPT_VARIABLE)
+    if name is None and world.world_size > 1:
+        name = f"port_{os.environ.get('MASTER_PORT', 'unknown')}"
+    if name is None:
+        return next_attempt(paths)
+    folder = paths.logs / name
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
