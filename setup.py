@@ -46,6 +46,6 @@ setup(
         "psutil>=5.9",
         "ninja>=1.11",
     ],
-    extras_require={"test": ["pytest", "hypothesis", "ruff", "mypy"]},
+    extras_require={"test": ["pytest", "hypothesis", "ruff", "mypy", "setuptools>=68", "wheel"]},
     entry_points={"console_scripts": ["roberta-dist=roberta_dist.cli:main"]},
 )

@@ -1,0 +1,84 @@
+"""`roberta-dist VERB key=value …`: each verb is a Hydra application with its own root yaml.
+
+What a verb needs is imported when it is asked for: `launch`, `report` and `--help` start no torch.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from roberta_dist.config.load import run_verb
+from roberta_dist.config.roots import VERB_CONFIGS
+
+INTERRUPTED = 130
+UNKNOWN_VERB = 2
+
+VERBS = {
+    "prepare": "text → tokenizer, token packs, webdataset shards, held-out split",
+    "launch": "start or resume a run: DeepSpeed workers on this machine (cluster.workers_per_node=N)",
+    "pretrain": "the worker itself, in this process (world from RANK and WORLD_SIZE, or 1)",
+    "evaluate": "held-out loss of a checkpoint (run_dir=) or of an exported folder (model_path=)",
+    "export": "checkpoint → Hugging Face folder, compared with transformers before it is accepted",
+    "predict": "task=fill_mask: what an exported model puts in place of <mask>",
+    "report": "a run folder's metrics as a picture",
+    "doctor": "what this machine has and what a run here would use",
+}
+"""Verb and what it does, in the order of the walk."""
+
+USAGE = "\n".join(
+    [
+        "usage: roberta-dist VERB key=value …",
+        "",
+        *(f"  {verb:<10}{meaning}" for verb, meaning in VERBS.items()),
+        "",
+        "roberta-dist VERB --cfg job   every option with its value",
+        "roberta-dist VERB --help      configuration groups and recipes",
+        "exit codes: 0 success (a run: look for DONE or REQUEUE), 2 configuration, 3 data fault,",
+        "            4 non-finite numbers, 5 hang, 6 launch failure, 130 interrupted",
+    ]
+)
+
+
+def _run(verb: str, config: Any) -> int:
+    """Call the verb's function; nothing of the other verbs is imported."""
+    match verb:
+        case "prepare":
+            from roberta_dist.corpus.prepare import prepare as action
+        case "launch":
+            from roberta_dist.launcher.local import launch as action
+        case "pretrain":
+            from roberta_dist.train.run import pretrain as action
+        case "evaluate":
+            from roberta_dist.evaluate.run import evaluate as action
+        case "export":
+            from roberta_dist.export.run import export_checkpoint as action
+        case "predict":
+            from roberta_dist.predict.fill_mask import predict as action
+        case "report":
+            from roberta_dist.report.run import report as action
+        case _:
+            from roberta_dist.doctor import doctor as action
+    return int(action(config))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb and return its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0 if arguments else UNKNOWN_VERB
+    verb, *overrides = arguments
+    if verb not in VERBS:
+        print(f"roberta-dist {verb}: not a verb; one of {', '.join(VERBS)}", file=sys.stderr)
+        return UNKNOWN_VERB
+    try:
+        return run_verb(verb, VERB_CONFIGS[verb], lambda config: _run(verb, config), overrides)
+    except KeyboardInterrupt:
+        print(f"roberta-dist {verb}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())
