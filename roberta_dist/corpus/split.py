@@ -1,0 +1,39 @@
+"""Held-out split and identity of a document: pure functions of its text, never of its position."""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+
+DIGEST_BYTES = 16
+
+
+def normalise(text: str) -> str:
+    """What counts as the same text: NFC, runs of whitespace as one space, ends stripped."""
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def content_digest(text: str, salt: str) -> bytes:
+    """The first 16 bytes of sha256(salt, NUL, normalised text): dedup key, split and place."""
+    hashed = hashlib.sha256(salt.encode("utf-8") + b"\0")
+    hashed.update(normalise(text).encode("utf-8"))
+    return hashed.digest()[:DIGEST_BYTES]
+
+
+def is_held_out(digest: bytes, fraction: float) -> bool:
+    """Whether the document is kept for evaluation.
+
+    Decided by the last 8 bytes: the first ones order the documents of a split.
+    """
+    return int.from_bytes(digest[8:], "big") < round(fraction * 2**64)
+
+
+def place_digest(digest: bytes, occurrence: int) -> bytes:
+    """Where a document stands in the shuffled order.
+
+    `occurrence` is 0 when duplicates are dropped; else the document's number in the source, so
+    that copies of one text are not neighbours.
+    """
+    if occurrence == 0:
+        return digest
+    return hashlib.sha256(digest + occurrence.to_bytes(8, "big")).digest()[:DIGEST_BYTES]
