@@ -45,22 +45,38 @@ def _run(verb: str, config: Any) -> int:
     """Call the verb's function; nothing of the other verbs is imported."""
     match verb:
         case "prepare":
-            from roberta_dist.corpus.prepare import prepare as action
+            from roberta_dist.corpus.prepare import prepare
+
+            return prepare(config)
         case "launch":
-            from roberta_dist.launcher.local import launch as action
+            from roberta_dist.launcher.local import launch
+
+            return launch(config)
         case "pretrain":
-            from roberta_dist.train.run import pretrain as action
+            from roberta_dist.train.run import pretrain
+
+            return pretrain(config)
         case "evaluate":
-            from roberta_dist.evaluate.run import evaluate as action
+            from roberta_dist.evaluate.run import evaluate
+
+            return evaluate(config)
         case "export":
-            from roberta_dist.export.run import export_checkpoint as action
+            from roberta_dist.export.run import export_checkpoint
+
+            return export_checkpoint(config)
         case "predict":
-            from roberta_dist.predict.fill_mask import predict as action
+            from roberta_dist.predict.fill_mask import predict
+
+            return predict(config)
         case "report":
-            from roberta_dist.report.run import report as action
-        case _:
-            from roberta_dist.doctor import doctor as action
-    return int(action(config))
+            from roberta_dist.report.run import report
+
+            return report(config)
+        case "doctor":
+            from roberta_dist.doctor import doctor
+
+            return doctor(config)
+    raise AssertionError(verb)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

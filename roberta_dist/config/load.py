@@ -7,6 +7,7 @@ the base is cleared first, and `to_object` builds the frozen dataclasses after v
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -99,6 +100,9 @@ def run_verb(verb: str, root: type[C], action: Callable[[C], int], arguments: Se
         except RobertaDistError as error:
             print(f"roberta-dist {verb}: {error}", file=sys.stderr)
             exit_codes.append(error.exit_code)
+        except Exception:  # Hydra would exit 1, as it does where overrides do not compose
+            traceback.print_exc()
+            exit_codes.append(RobertaDistError.exit_code)
 
     saved_argv, sys.argv = sys.argv, [f"roberta-dist {verb}", *arguments]
     try:

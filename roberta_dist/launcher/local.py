@@ -1,0 +1,189 @@
+"""`launch` on this machine: one attempt at a run through the `deepspeed` launcher.
+
+Exit codes that pass through DeepSpeed's launcher carry no intent. What counts is what the workers
+leave: DONE, REQUEUE, or `exit_code` in the attempt's folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from roberta_dist.config.load import to_yaml
+from roberta_dist.config.roots import PretrainConfig
+from roberta_dist.errors import ConfigError, LaunchError
+from roberta_dist.launcher.command import deepspeed_command, worker_count, worker_environment
+from roberta_dist.launcher.machine import (
+    available_cores,
+    clear_stale_locks,
+    find_devices,
+    free_port,
+    prebuilt_extensions,
+    worker_script,
+)
+from roberta_dist.launcher.processes import Interrupts, ProcessGroup
+from roberta_dist.runtime.files import atomic_write
+from roberta_dist.runtime.rundir import RunPaths, next_attempt
+
+POLL_S = 0.2
+GRACE_S = 10.0
+INTERRUPTED = 130
+MEANINGS = {2: "configuration", 3: "data fault", 4: "non-finite numbers", 5: "hang"}
+
+
+def launch(config: PretrainConfig) -> int:
+    """Start or resume `config.run_dir` with `config.cluster` and wait for the end.
+
+    Returns:
+        0 for done (also if it was before) and for stopped on request (REQUEUE is left);
+        2 to 5 as the workers said; 130 if an interruption left nothing to go on from.
+
+    Raises:
+        ConfigError: the corpus is missing, or there are fewer accelerators than workers.
+        StorageError: the run folder cannot be written.
+        LaunchError: the workers ended without a word.
+    """
+    config = with_absolute_paths(config)
+    paths = RunPaths(Path(config.run_dir))
+    if is_done(paths, config):
+        _say(f"{paths.root}: already complete")
+        return 0
+    check_corpus(Path(config.data.path))
+    devices = find_devices(os.environ)
+    workers = worker_count(config.cluster.workers_per_node, devices)
+    attempt = next_attempt(paths)
+    resolved = write_config(config, paths, attempt)
+    # it told how the last attempt ended; this one speaks for itself
+    paths.requeue.unlink(missing_ok=True)
+    command = deepspeed_command(
+        sys.executable,
+        devices,
+        workers,
+        config.cluster.master_port or free_port(),
+        worker_script(),
+        resolved,
+    )
+    environ = _environment(config, attempt, workers, bool(devices))
+    _say(f"{paths.root}: {attempt.name}, {workers} worker(s); Ctrl-C saves and stops")
+    code, interrupted = run_group(command, environ)
+    return outcome(config, paths, attempt, code, interrupted)
+
+
+def with_absolute_paths(config: PretrainConfig) -> PretrainConfig:
+    """`run_dir` and `data.path` as every process sees them, wherever it starts."""
+    run_dir = Path(config.run_dir).expanduser().absolute()
+    data_path = Path(config.data.path).expanduser().absolute()
+    return replace(config, run_dir=str(run_dir), data=replace(config.data, path=str(data_path)))
+
+
+def is_done(paths: RunPaths, config: PretrainConfig) -> bool:
+    """True if DONE stands for what `config` asks; it does not once `max_steps` was raised."""
+    if not paths.done.is_file():
+        return False
+    done = json.loads(paths.done.read_text())
+    return bool(done["step"] >= config.schedule.max_steps or done["reason"] == "early_stop")
+
+
+def check_corpus(folder: Path) -> None:
+    """Raise ConfigError unless `folder` holds a complete corpus."""
+    if not (folder / "manifest.json").is_file():
+        raise ConfigError(
+            f"data.path={folder}: no complete corpus there (manifest.json is missing)",
+            f"run `roberta-dist prepare output={folder}`, or give the folder that it wrote",
+        )
+
+
+def write_config(config: PretrainConfig, paths: RunPaths, attempt: Path) -> Path:
+    """Write the resolved configuration for the workers, and return its path.
+
+    The run's own config.yaml is written only if there is none: an attempt may be refused (an
+    identity key differs), and the workers replace it when they accept.
+    """
+    text = to_yaml(config)
+    atomic_write(attempt / "config.yaml", text)
+    if not paths.config_yaml.is_file():
+        atomic_write(paths.config_yaml, text)
+    return attempt / "config.yaml"
+
+
+def _environment(
+    config: PretrainConfig, attempt: Path, workers: int, accelerated: bool
+) -> dict[str, str]:
+    extensions = prebuilt_extensions(os.environ)
+    for lock in clear_stale_locks(extensions) if extensions else ():
+        _say(f"removed {lock}: left by a killed build")
+    return worker_environment(
+        os.environ,
+        sys.executable,
+        attempt.name,
+        os.getpid(),
+        config.cluster.threads_per_worker or max(1, available_cores() // workers),
+        extensions,
+        without_accelerator=not accelerated and not Path("/dev/kfd").exists(),
+    )
+
+
+def run_group(command: list[str], environ: Mapping[str, str]) -> tuple[int, bool]:
+    """Run `command` to its end and leave no process of it behind.
+
+    The first signal asks the workers to save and stop, the second ends them.
+
+    Returns:
+        (exit code of the command, whether a signal came).
+    """
+    with Interrupts() as interrupts:
+        group = ProcessGroup(command, environ)
+        answered = 0
+        try:
+            while not group.wait(POLL_S):
+                if interrupts.count > answered:
+                    answered = interrupts.count
+                    _answer(group, answered)
+        finally:
+            left = group.end(GRACE_S)
+        if left and not answered:
+            _say(f"ended {left} process(es) that outlived the DeepSpeed launcher")
+        return group.leader.returncode, bool(interrupts.count)
+
+
+def _answer(group: ProcessGroup, count: int) -> None:
+    if count == 1 and group.ask_workers_to_stop():
+        _say("stopping: the workers save a checkpoint; a second Ctrl-C ends them at once")
+    else:
+        group.end(0.0 if count > 1 else GRACE_S)
+
+
+def outcome(
+    config: PretrainConfig, paths: RunPaths, attempt: Path, code: int, interrupted: bool
+) -> int:
+    """Exit code of an attempt, from what it left; LaunchError if it left nothing."""
+    recorded = attempt / "exit_code"
+    told = int(recorded.read_text()) if recorded.is_file() else None
+    if is_done(paths, config):
+        _say(f"{paths.root}: done")
+        return 0
+    if paths.requeue.is_file():
+        _say(f"{paths.root}: stopped on request; the same command goes on from there")
+        return 0
+    if told in MEANINGS:
+        _say(f"{paths.root}: the workers stopped ({MEANINGS[told]}); see {attempt}")
+        return told
+    if config.train.dry_run and code == 0 and told is None:
+        return 0
+    if interrupted:
+        _say(f"{paths.root}: interrupted")
+        return INTERRUPTED
+    raise LaunchError(
+        f"{paths.root}: the workers ended without finishing (DeepSpeed's launcher says {code})",
+        f"read {attempt}/rank_*.log; the same command goes on from the last checkpoint",
+    )
+
+
+def _say(message: str) -> None:
+    with suppress(OSError):  # the terminal may be gone; the run matters more
+        print(f"roberta-dist launch: {message}", file=sys.stderr, flush=True)

@@ -1,0 +1,97 @@
+"""What this machine offers a launch, found without torch."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import socket
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from roberta_dist.errors import ConfigError, LaunchError
+
+PORTS = range(20_000, 30_000)
+"""Below Linux's ephemeral range, so that no outgoing connection takes a port before we do."""
+
+
+def find_devices(environ: Mapping[str, str], dev: Path = Path("/dev")) -> list[int]:
+    """Indices of the NVIDIA GPUs that this process may use; others are left to DeepSpeed.
+
+    Raises:
+        ConfigError: CUDA_VISIBLE_DEVICES names GPUs by UUID, which DeepSpeed's launcher cannot.
+    """
+    if environ.get("DS_ACCELERATOR", "cuda") != "cuda":
+        return []
+    present = [path for path in dev.glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name)]
+    visible = environ.get("CUDA_VISIBLE_DEVICES")
+    if not present or visible is None:
+        return list(range(len(present)))
+    try:
+        return [int(index) for index in visible.split(",") if index.strip()]
+    except ValueError as error:
+        raise ConfigError(
+            f"CUDA_VISIBLE_DEVICES={visible}: DeepSpeed's launcher knows GPUs by index only",
+            "give indices, as `nvidia-smi -L` counts them",
+        ) from error
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def free_port() -> int:
+    """A TCP port nobody listens on at this moment."""
+    for port in random.sample(PORTS, 200):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("", port))
+                return port
+            except OSError:
+                continue
+    raise LaunchError(f"no free TCP port in {PORTS}", "give cluster.master_port=PORT")
+
+
+def worker_script() -> Path:
+    """`launch/pretrain.py` of the checkout, or the one a wheel installed."""
+    checkout = Path(__file__).resolve().parents[2] / "launch" / "pretrain.py"
+    installed = Path(sys.prefix) / "share" / "roberta_dist" / "launch" / "pretrain.py"
+    for script in (checkout, installed):
+        if script.is_file():
+            return script
+    raise LaunchError(f"neither {checkout} nor {installed} exists", "reinstall roberta_dist")
+
+
+def prebuilt_extensions(environ: Mapping[str, str]) -> Path | None:
+    """Folder where set-up built DeepSpeed's extensions; None if there is none or the user chose."""
+    folder = Path(sys.prefix) / "torch_extensions"
+    if "TORCH_EXTENSIONS_DIR" in environ or not folder.is_dir():
+        return None
+    return folder
+
+
+def clear_stale_locks(extensions: Path) -> list[Path]:
+    """Remove lock files that no process holds open, and return them.
+
+    torch's builder creates `NAME/lock` and keeps it open while it builds or loads; a process
+    killed meanwhile leaves the file, and every later one would wait for it for ever.
+    """
+    locks = [lock for lock in extensions.glob("*/lock") if not _is_open(lock)]
+    for lock in locks:
+        lock.unlink(missing_ok=True)
+    return locks
+
+
+def _is_open(path: Path) -> bool:
+    target = str(path.resolve())
+    for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
+        try:
+            if os.readlink(descriptor) == target:
+                return True
+        except OSError:
+            continue  # closed meanwhile, or another user's
+    return False
