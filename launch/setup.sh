@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes .venv with everything pinned, and builds DeepSpeed's CPU all-reduce where there is no GPU.
+# Makes .venv with everything pinned; without a GPU, DeepSpeed is built with its CPU all-reduce.
 # Idempotent: done in a moment when nothing it depends on has changed. Works from any folder.
 #   bash launch/setup.sh              PYTHON=python3.12 bash launch/setup.sh
 set -euo pipefail
@@ -39,25 +39,20 @@ sys.exit(not (pathlib.Path(sysconfig.get_path("include")) / "Python.h").is_file(
 echo "launch/setup.sh: making .venv with $("$python" --version)"
 rm -f "$stamp"
 "$python" -m venv .venv
-export PATH="$PWD/.venv/bin:$PATH" # one ninja only: another version would build everything again
+export PATH="$PWD/.venv/bin:$PATH"
 unset PYTHONPATH PYTHONHOME
-# torch first and alone: DeepSpeed looks for it while it is built
-torch=$(grep '^torch==' launch/constraints.txt)
-.venv/bin/python -m pip install --quiet --progress-bar off -c launch/constraints.txt setuptools wheel "$torch"
-.venv/bin/python -m pip install --quiet --progress-bar off -c launch/constraints.txt -e '.[test]'
-
-export TORCH_EXTENSIONS_DIR="$PWD/.venv/torch_extensions"
-mkdir -p "$TORCH_EXTENSIONS_DIR"
-# a build that was killed leaves its lock, and the next one would wait for ever
-find "$TORCH_EXTENSIONS_DIR" -name lock -delete
-.venv/bin/python - <<'PYTHON'
-from deepspeed.accelerator import get_accelerator
-
-if get_accelerator().device_name() == "cpu":
-    from deepspeed.ops.op_builder import ShareMemCommBuilder
-
-    print("launch/setup.sh: building DeepSpeed's CPU all-reduce (about a minute)", flush=True)
-    ShareMemCommBuilder().load(verbose=False)
-PYTHON
+install() { .venv/bin/python -m pip install --quiet --progress-bar off -c launch/constraints.txt "$@"; }
+pinned() { grep -E "^$1==" launch/constraints.txt; }
+install setuptools wheel "$(pinned torch)"
+if .venv/bin/python -c 'import sys, torch; sys.exit(torch.cuda.is_available())'; then
+    # Without a GPU ranks meet in shared memory. Built now, because DeepSpeed would otherwise build it in
+    # the first run, behind a lock that stays for ever if that run is killed, and not in a path with blanks.
+    # Never from pip's cache, which does not know with which of its operators a wheel was built.
+    echo "launch/setup.sh: building DeepSpeed with its CPU all-reduce (a minute or two)"
+    install einops hjson msgpack ninja numpy packaging psutil py-cpuinfo pydantic tqdm
+    DS_BUILD_SHM_COMM=1 DS_ACCELERATOR=cpu install --no-build-isolation --no-deps --no-cache-dir \
+        --no-binary deepspeed "$(pinned deepspeed)"
+fi
+install -e '.[test]'
 printf '%s\n' "$fingerprint" >"$stamp"
 echo "launch/setup.sh: ready; source .venv/bin/activate, then roberta-dist --help"

@@ -82,7 +82,7 @@ def worker_environment(
         attempt: name of the attempt's folder.
         launcher_pid: process whose end ends the workers.
         threads: OMP_NUM_THREADS of a worker.
-        extensions: folder of extensions built in set-up; None leaves torch's default.
+        extensions: folder of extensions that torch builds; None leaves torch's default.
         without_accelerator: tell DeepSpeed, which would otherwise search and warn.
     """
     env = {name: value for name, value in environ.items() if name not in INHERITED_WORLD}

@@ -21,9 +21,9 @@ from roberta_dist.launcher.command import deepspeed_command, worker_count, worke
 from roberta_dist.launcher.machine import (
     available_cores,
     clear_stale_locks,
+    extensions_folder,
     find_devices,
     free_port,
-    prebuilt_extensions,
     worker_script,
 )
 from roberta_dist.launcher.processes import Interrupts, ProcessGroup
@@ -114,7 +114,7 @@ def write_config(config: PretrainConfig, paths: RunPaths, attempt: Path) -> Path
 def _environment(
     config: PretrainConfig, attempt: Path, workers: int, accelerated: bool
 ) -> dict[str, str]:
-    extensions = prebuilt_extensions(os.environ)
+    extensions = extensions_folder(os.environ)
     for lock in clear_stale_locks(extensions) if extensions else ():
         _say(f"removed {lock}: left by a killed build")
     return worker_environment(

@@ -66,12 +66,15 @@ def worker_script() -> Path:
     raise LaunchError(f"neither {checkout} nor {installed} exists", "reinstall roberta_dist")
 
 
-def prebuilt_extensions(environ: Mapping[str, str]) -> Path | None:
-    """Folder where set-up built DeepSpeed's extensions; None if there is none or the user chose."""
-    folder = Path(sys.prefix) / "torch_extensions"
-    if "TORCH_EXTENSIONS_DIR" in environ or not folder.is_dir():
-        return None
-    return folder
+def extensions_folder(environ: Mapping[str, str]) -> Path | None:
+    """Where this environment keeps extensions that torch builds; None leaves it to torch.
+
+    `launch/setup.sh` installs DeepSpeed's CPU operator ready-made. Elsewhere DeepSpeed builds it in
+    the first run, here rather than in a home folder that several environments share.
+    """
+    if "TORCH_EXTENSIONS_DIR" in environ:
+        return Path(environ["TORCH_EXTENSIONS_DIR"])
+    return Path(sys.prefix) / "torch_extensions" if os.access(sys.prefix, os.W_OK) else None
 
 
 def clear_stale_locks(extensions: Path) -> list[Path]:

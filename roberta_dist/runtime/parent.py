@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 
@@ -22,10 +23,21 @@ def _alive(pid: int) -> bool:
         return True
 
 
-def _watch(launcher: int, parent: int) -> None:
+def _watch(launcher: int, parent: int, own_group: bool) -> None:
     while _alive(launcher) and os.getppid() == parent:
         time.sleep(POLL_S)
+    if own_group and not _alive(launcher):
+        # nobody is left to end the processes that this worker and its launchers started
+        os.killpg(0, signal.SIGKILL)
     os._exit(143)
+
+
+def _in_other_group(launcher: int) -> bool:
+    """True under our launcher, which gives its workers a process group of their own."""
+    try:
+        return os.getpgid(launcher) != os.getpgrp()
+    except ProcessLookupError:
+        return False
 
 
 def exit_with_parent() -> None:
@@ -35,5 +47,6 @@ def exit_with_parent() -> None:
     """
     launcher = os.environ.get(LAUNCHER_VARIABLE, "")
     if launcher.isdigit():
-        watcher = threading.Thread(target=_watch, args=(int(launcher), os.getppid()), daemon=True)
-        watcher.start()
+        pid = int(launcher)
+        arguments = (pid, os.getppid(), _in_other_group(pid))
+        threading.Thread(target=_watch, args=arguments, daemon=True).start()
