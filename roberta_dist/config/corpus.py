@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from roberta_dist.config.fields import identity, require
+from roberta_dist.config.fields import free, identity, require
 
 
 class Source(str, Enum):
@@ -47,7 +47,7 @@ class CorpusConfig:
     """MiB of tokens in one pack, the unit of reading and shuffling."""
     shard_mib: float = identity(128.0)
     """MiB of packs in one webdataset tar shard."""
-    workers: int = identity(0)
+    workers: int = free(0)
     """Encoding processes; 0 means one a core. Does not change the output."""
 
     def __post_init__(self) -> None:

@@ -6,6 +6,7 @@ the base is cleared first, and `to_object` builds the frozen dataclasses after v
 
 from __future__ import annotations
 
+import math
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from roberta_dist.config.fields import Resume
+from roberta_dist.config.fields import Resume, require
 from roberta_dist.errors import ConfigError, RobertaDistError
 
 C = TypeVar("C")
@@ -61,6 +62,9 @@ def to_dataclass(root: type[C], values: Any) -> C:
         first_line = str(error).splitlines()[0]
         raise ConfigError(f"{key}: {first_line}", "see `roberta-dist VERB --cfg job`") from error
     assert isinstance(built, root)
+    for key, value in flatten(built).items():
+        if isinstance(value, float):
+            require(math.isfinite(value), key, value, "must be a finite number")
     return built
 
 

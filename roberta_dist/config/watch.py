@@ -22,7 +22,7 @@ class EvaluateConfig:
     """Rows in one forward pass of a rank."""
 
     def __post_init__(self) -> None:
-        for key in ("every_steps", "max_rows"):
+        for key in ("every_steps", "max_rows", "seed"):
             value = vars(self)[key]
             require(value >= 0, f"evaluate.{key}", value, "must be ≥ 0")
         require(self.batch_size > 0, "evaluate.batch_size", self.batch_size, "must be positive")
