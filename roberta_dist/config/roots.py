@@ -46,7 +46,9 @@ class PretrainConfig:
     cluster: ClusterConfig = group(ClusterConfig)
 
     def __post_init__(self) -> None:
-        require(bool(self.run_dir), "run_dir", repr(self.run_dir), "is empty", "give run_dir=FOLDER")
+        require(
+            bool(self.run_dir), "run_dir", repr(self.run_dir), "is empty", "give run_dir=FOLDER"
+        )
         require(
             self.data.sequence_length <= self.model.max_positions,
             "data.sequence_length",
