@@ -55,6 +55,11 @@ class Bpe:
         return SpecialTokens(**{role: self.vocab[token] for role, token in ROLES.items()})
 
     @property
+    def size(self) -> int:
+        """Rows of an embedding: the largest id + 1."""
+        return max(self.vocab.values()) + 1
+
+    @property
     def sha256(self) -> str:
         """Identity: the vocabulary and the merges, in order."""
         content = json.dumps([sorted(self.vocab.items()), self.merges], ensure_ascii=True)
@@ -86,32 +91,33 @@ def train_bpe(texts: Iterator[str], vocab_size: int) -> Bpe:
 
 
 def load_bpe(path: Path) -> Bpe:
-    """Read a folder with vocab.json + merges.txt or tokenizer.json, or a tokenizer.json.
+    """Read a tokenizer.json, or a folder that holds one or vocab.json + merges.txt.
+
+    tokenizer.json wins: it alone says how text is cut into words.
 
     Raises:
         ConfigError: nothing readable there, not a byte-level BPE, or more than 65,536 entries.
     """
+    file = path / "tokenizer.json" if path.is_dir() else path
     try:
-        if (path / "vocab.json").is_file() and (path / "merges.txt").is_file():
-            bpe = _load_vocab_and_merges(path)
-        else:
-            file = path / "tokenizer.json" if path.is_dir() else path
-            bpe = _load_tokenizer_json(file)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        bpe = _load_tokenizer_json(file) if file.is_file() else _load_vocab_and_merges(path)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"tokenizer.path={path}: not a byte-level BPE tokenizer ({error})",
             "give a folder with vocab.json and merges.txt, or a tokenizer.json",
         ) from error
-    if max(bpe.vocab.values()) >= MAX_VOCAB:
+    if bpe.size > MAX_VOCAB:
         raise ConfigError(
-            f"tokenizer.path={path}: ids up to {max(bpe.vocab.values())}, tokens are uint16",
+            f"tokenizer.path={path}: ids up to {bpe.size - 1}, and tokens are stored as uint16",
             f"give a tokenizer of at most {MAX_VOCAB} entries",
         )
     return bpe
 
 
 def _model_of(values: dict[str, Any]) -> tuple[dict[str, int], Merges]:
-    merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in values["model"]["merges"]]
+    merges = [
+        tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in values["model"]["merges"]
+    ]
     return values["model"]["vocab"], merges
 
 
@@ -131,49 +137,43 @@ def _load_vocab_and_merges(folder: Path) -> Bpe:
 
 def _load_tokenizer_json(file: Path) -> Bpe:
     values = json.loads(file.read_text(encoding="utf-8"))
-    if values["model"].get("type", "BPE") != "BPE":
-        raise ValueError(f"model type {values['model']['type']}")
-    vocab, merges = _model_of(values)
-    added = {token["content"]: token["id"] for token in values.get("added_tokens", [])}
-    pre_tokenizer = values.get("pre_tokenizer") or {}
     model = values["model"]
-    is_plain = (
-        pre_tokenizer.get("type") == "ByteLevel"
-        and pre_tokenizer.get("use_regex", True)
-        and not pre_tokenizer.get("add_prefix_space", True)
-        and values.get("normalizer") is None
-        and not (model.get("dropout") or model.get("ignore_merges"))
-        and not (model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"))
-    )
-    if "ByteLevel" not in json.dumps(pre_tokenizer):
+    if model.get("type", "BPE") != "BPE" or model.get("dropout"):
+        raise ValueError(f"model {model.get('type')}, dropout {model.get('dropout')}")
+    vocab, merges = _model_of(values)
+    cutter = values.get("pre_tokenizer") or {}
+    steps = cutter.get("pretokenizers", [cutter])
+    byte_level = [step for step in steps if step.get("type") == "ByteLevel"]
+    if not byte_level:
         raise ValueError("its pre-tokenizer is not byte-level")
-    complete = _with_specials(vocab | added)
+    if any(step.get("add_prefix_space", True) for step in byte_level):
+        raise ValueError("it adds a space before each text: set add_prefix_space to false")
+    is_gpt2 = (cutter is byte_level[0] or steps == byte_level[:1]) and byte_level[0].get(
+        "use_regex", True
+    )
+    is_plain = is_gpt2 and values.get("normalizer") is None and not model.get("ignore_merges")
+    complete = _with_specials(vocab | {t["content"]: t["id"] for t in values["added_tokens"]})
     if is_plain:
         return _build(complete, merges)
-    return Bpe(complete, merges, gpt2_pattern=False, tokenizer=_given(values, complete, vocab))
+    return Bpe(complete, merges, gpt2_pattern=False, tokenizer=_given(values, complete))
 
 
 def _with_specials(vocab: dict[str, int]) -> dict[str, int]:
     """RoBERTa's five specials, where any is missing: ids are then renumbered in RoBERTa's order."""
     if all(token in vocab for token in ROLES.values()):
         return vocab
-    ordinary = [t for t, _ in sorted(vocab.items(), key=lambda item: item[1]) if t not in ROLES.values()]
+    ordinary = [
+        t for t, _ in sorted(vocab.items(), key=lambda item: item[1]) if t not in ROLES.values()
+    ]
     tokens = [*LEADING_SPECIALS, *ordinary, MASK]
     return {token: number for number, token in enumerate(tokens)}
 
 
-def _given(values: dict[str, Any], complete: dict[str, int], own: dict[str, int]) -> Tokenizer:
-    """The tokenizer of a tokenizer.json with ids and specials as in `complete`."""
-    values = json.loads(json.dumps(values))
-    kept = {t: i for t, i in complete.items() if t in own or t in ROLES.values()}
-    values["model"]["vocab"] = kept
-    values["added_tokens"] = [
-        token | {"id": complete[token["content"]]}
-        for token in values.get("added_tokens", [])
-        if token["content"] not in ROLES.values()
-    ]
-    values["post_processor"], values["truncation"], values["padding"] = None, None, None
-    return _finish(Tokenizer.from_str(json.dumps(values)), complete)
+def _given(values: dict[str, Any], complete: dict[str, int]) -> Tokenizer:
+    """The tokenizer of a tokenizer.json, its own way of cutting kept, with the ids of `complete`."""
+    model = values["model"] | {"vocab": complete}
+    replaced = {"post_processor": None, "truncation": None, "padding": None, "added_tokens": []}
+    return _finish(Tokenizer.from_str(json.dumps(values | replaced | {"model": model})), complete)
 
 
 def _build(vocab: dict[str, int], merges: Merges) -> Bpe:
@@ -190,7 +190,7 @@ def _finish(tokenizer: Tokenizer, vocab: dict[str, int]) -> Tokenizer:
         [AddedToken(t, lstrip=t == MASK, normalized=False, special=True) for t in in_order]
     )
     tokenizer.post_processor = processors.RobertaProcessing(
-        sep=("</s>", vocab["</s>"]), cls=("<s>", vocab["<s>"]), add_prefix_space=False
+        ("</s>", vocab["</s>"]), ("<s>", vocab["<s>"]), add_prefix_space=False
     )
     return tokenizer
 
@@ -221,7 +221,10 @@ def save_bpe(bpe: Bpe, folder: Path) -> None:
             "clean_up_tokenization_spaces": False,
             "errors": "replace",
             "mask_token": mask | {"__type": "AddedToken"},
-            "tokenizer_class": "RobertaTokenizer",
+            # RobertaTokenizer rebuilds from vocab and merges, with GPT-2's pattern.
+            "tokenizer_class": "RobertaTokenizer"
+            if bpe.gpt2_pattern
+            else "PreTrainedTokenizerFast",
             "trim_offsets": True,
         },
     )

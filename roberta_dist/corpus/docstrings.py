@@ -31,9 +31,12 @@ _SKIPPED_FILES = re.compile(
 )
 _WORD = re.compile(r"[A-Za-z']+")
 _COMMON_WORDS = frozenset(
-    "the of to a and in is that for it as be this with are on by or not if an from at can will "
-    "which when you has have was all may use used one no any there its into than these only "
-    "should must other given each such".split()
+    re.findall(
+        r"\w+",
+        "the of to a and in is that for it as be this with are on by or not if an from at can will"
+        " which when you has have was all may use used one no any there its into than these only"
+        " should must other given each such",
+    )
 )
 
 

@@ -1,125 +1,42 @@
-"""Text to tokens: through tiktoken where it gives the same segmentation, else through tokenizers.
+"""Text to tokens and sentences, once and for all.
 
-tiktoken over the same merges is 3.5-5 times faster. It has no notion of special tokens here, so
-`</s>` or `<mask>` in a text stay text on both paths.
+A document is cut into pieces of at most 64 KiB before encoding, since regular-expression engines
+overflow on millions of spaces (tiktoken's by a BaseException). GPT-2's pattern never matches across
+a non-space character followed by whitespace, so a cut there changes nothing; where there is none,
+the cut is made by length and counted. Literal `</s>` or `<mask>` in text stay text.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import tiktoken
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from roberta_dist.corpus.bpe import Vocabulary, build_tokenizer, byte_alphabet
+from roberta_dist.corpus.bpe import Bpe, byte_alphabet
 from roberta_dist.corpus.pack import MAX_SENTENCE_TOKENS
+from roberta_dist.units import KIB
 
-PIECE_CHARACTERS = 64 * 1024
-"""A longer text is cut before encoding: GPT-2's pattern overflows tiktoken's stack on long runs."""
-
-GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_SPACES = " \t\n\r\f\v"
-
-
-def cut_text(text: str) -> tuple[list[str], int]:
-    """Pieces of at most 64 Ki characters, and how many cuts had to be made by length.
-
-    A cut lies between a non-space and the whitespace after it, where GPT-2's pattern always
-    separates, so the pieces encode to what the whole text would; where there is no such place,
-    by length.
-    """
-    pieces, forced, start = [], 0, 0
-    while len(text) - start > PIECE_CHARACTERS:
-        window = text[start : start + PIECE_CHARACTERS]
-        cut = len(window[: max(window.rfind(" "), window.rfind("\n")) + 1].rstrip(_SPACES))
-        if cut == 0:
-            cut, forced = PIECE_CHARACTERS, forced + 1
-        pieces.append(window[:cut])
-        start += cut
-    pieces.append(text[start:])
-    return pieces, forced
-
-
-class PieceEncoder(Protocol):
-    """Encodes one piece."""
-
-    def encode(self, piece: str) -> NDArray[np.uint16]:
-        """Token ids; no special token is ever produced."""
-
-
-class TiktokenEncoder:
-    """tiktoken over the vocabulary's merges."""
-
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        alphabet = byte_alphabet()
-        to_bytes = {character: bytes([value]) for value, character in alphabet.items()}
-
-        def raw(token: str) -> bytes:
-            return b"".join(to_bytes[character] for character in token)
-
-        # tiktoken's ranks are merge order; RoBERTa's ids need not be, so a table maps them.
-        symbols = [alphabet[value] for value in range(256)]
-        symbols += [left + right for left, right in vocabulary.merges]
-        ranks = {raw(symbol): rank for rank, symbol in enumerate(symbols)}
-        self._ids = np.array([vocabulary.ids[symbol] for symbol in symbols], dtype=np.uint16)
-        self._encoding = tiktoken.Encoding(
-            "roberta_dist", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={}
-        )
-
-    def encode(self, piece: str) -> NDArray[np.uint16]:
-        """Token ids of one piece."""
-        return self._ids[self._encoding.encode_ordinary(piece)]
-
-
-class TokenizersEncoder:
-    """Hugging Face tokenizers, with special tokens in text switched off."""
-
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        self._tokenizer: Tokenizer = build_tokenizer(vocabulary)
-        self._tokenizer.encode_special_tokens = True
-
-    def encode(self, piece: str) -> NDArray[np.uint16]:
-        """Token ids of one piece."""
-        encoded = self._tokenizer.encode(piece, add_special_tokens=False)
-        return np.array(encoded.ids, dtype=np.uint16)
-
-
-def tiktoken_can_represent(vocabulary: Vocabulary) -> bool:
-    """tiktoken merges by the product's rank: it must be unique, made of known parts, over all bytes."""
-    products = [left + right for left, right in vocabulary.merges]
-    known = set(byte_alphabet().values())
-    if not known <= vocabulary.ids.keys() or len(set(products)) != len(products):
-        return False
-    for left, right in vocabulary.merges:
-        if left not in known or right not in known or left + right in known:
-            return False
-        known.add(left + right)
-    return known <= vocabulary.ids.keys()
-
-
-def open_encoder(vocabulary: Vocabulary, samples: list[str]) -> PieceEncoder:
-    """The faster encoder that is exact: tiktoken if it agrees with tokenizers on `samples`."""
-    reference = TokenizersEncoder(vocabulary)
-    if not tiktoken_can_represent(vocabulary):
-        return reference
-    fast = TiktokenEncoder(vocabulary)
-    for piece in (piece for sample in samples for piece in cut_text(sample)[0]):
-        if not np.array_equal(fast.encode(piece), reference.encode(piece)):
-            return reference
-    return fast
+MAX_PIECE_BYTES = 64 * KIB
+GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+"""GPT-2's cut of text into words (Radford et al. 2019), in the possessive form of tiktoken."""
+# Unicode White_Space, which is the `\s` of GPT-2's pattern; Python's own adds U+001C to U+001F.
+_WHITE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+_BOUNDARY = re.compile(f"[^{_WHITE}](?=[{_WHITE}])")
 
 
 @dataclass(frozen=True)
-class EncodedDocument:
-    """Tokens of one document.
+class Encoded:
+    """One document.
 
     Attributes:
         tokens: uint16 [tokens].
-        sentence_lengths: int64 [sentences].
-        forced_cuts: cuts by length, in the text or in a sentence of over 65,535 tokens.
+        sentence_lengths: int64 [sentences], each at most 65,535; they sum to `tokens`.
+        forced_cuts: cuts made by length, where tokens may differ from the uncut text's.
     """
 
     tokens: NDArray[np.uint16]
@@ -127,35 +44,154 @@ class EncodedDocument:
     forced_cuts: int
 
 
-class DocumentEncoder:
-    """Documents to tokens and sentences.
+def cut_pieces(text: str) -> Iterator[tuple[str, bool]]:
+    """Pieces of at most 64 KiB of UTF-8, and whether the cut after each was made by length."""
+    start = 0
+    while start < len(text):
+        window = text[start : start + MAX_PIECE_BYTES]
+        if not window.isascii():
+            window = window.encode("utf-8")[:MAX_PIECE_BYTES].decode("utf-8", errors="ignore")
+        end = start + len(window)
+        if end == len(text):
+            yield window, False
+            return
+        cut = _last_boundary(text, start, end)
+        yield text[start : cut or end], cut is None
+        start = cut or end
 
-    A sentence is a line with the line breaks after it: it ends after each run of tokens that
-    contain one. So a document's tokens are those of its whole text, and decode to it.
+
+def _last_boundary(text: str, start: int, end: int) -> int | None:
+    """The last place in (start, end] between a non-space character and whitespace."""
+    for first in (max(start, end - 512), start):
+        # One character more, so that a boundary right at `end` is seen.
+        cuts = [match.end() for match in _BOUNDARY.finditer(text, first, end + 1)]
+        if cuts:
+            return cuts[-1]
+    return None
+
+
+def sentence_lengths(
+    tokens: NDArray[np.uint16], has_newline: NDArray[np.bool_], longest: int = MAX_SENTENCE_TOKENS
+) -> NDArray[np.int64]:
+    """Lengths of the sentences of a document: one ends after each run of tokens with a newline.
+
+    Args:
+        tokens: [tokens].
+        has_newline: [vocab], whether the token's bytes contain a newline.
+        longest: tokens of the longest piece.
+
+    Returns:
+        int64 [sentences]; a sentence longer than `longest` is given in pieces.
+    """
+    newline = has_newline[tokens]
+    inner_ends = np.flatnonzero(newline[:-1] & ~newline[1:]) + 1
+    ends = np.append(inner_ends, len(tokens)) if len(tokens) else inner_ends
+    lengths = np.diff(ends, prepend=0)
+    if lengths.size and lengths.max() > longest:
+        lengths = np.concatenate([_split_length(int(length), longest) for length in lengths])
+    return lengths.astype(np.int64)
+
+
+def _split_length(length: int, longest: int) -> list[int]:
+    full, rest = divmod(length, longest)
+    return [longest] * full + [rest] * (rest > 0)
+
+
+class Encoder:
+    """Encodes documents with one tokenizer.
+
+    Through tiktoken where it provably gives the same tokens (3.5-5 times faster), else through
+    `tokenizers`.
+
+    Args:
+        bpe: the tokenizer.
+        longest_sentence: a longer one is stored in pieces of so many tokens.
+
+    Attributes:
+        backend: `tiktoken` or `tokenizers`.
     """
 
-    def __init__(self, vocabulary: Vocabulary, encoder: PieceEncoder, max_sentence: int) -> None:
-        self._encoder = encoder
-        self._max_sentence = min(max_sentence, MAX_SENTENCE_TOKENS)
-        newline = byte_alphabet()[ord("\n")]
-        self._breaks_V = np.zeros(max(vocabulary.ids.values()) + 1, dtype=np.bool_)
-        self._breaks_V[[i for token, i in vocabulary.ids.items() if newline in token]] = True
+    def __init__(self, bpe: Bpe, longest_sentence: int = MAX_SENTENCE_TOKENS) -> None:
+        self._longest = min(longest_sentence, MAX_SENTENCE_TOKENS)
+        self._has_newline = _newline_table(bpe)
+        if tiktoken_agrees(bpe):
+            self.backend = "tiktoken"
+            self._encode_piece = _tiktoken_encoder(bpe)
+        else:
+            self.backend = "tokenizers"
+            self._encode_piece = _tokenizers_encoder(bpe)
 
-    def encode(self, text: str) -> EncodedDocument:
-        """Encode one document."""
-        pieces, forced = cut_text(text)
-        tokens = np.concatenate([self._encoder.encode(piece) for piece in pieces])
-        breaks = self._breaks_V[tokens]
-        ends = np.flatnonzero(breaks[:-1] & ~breaks[1:]) + 1
-        lengths = np.diff(np.concatenate(([0], ends, [len(tokens)])))
-        if lengths.max(initial=0) > self._max_sentence:
-            lengths, more = _cut_long(lengths, self._max_sentence)
-            forced += more
-        return EncodedDocument(tokens, lengths, forced)
+    def encode(self, text: str) -> Encoded:
+        """Tokens and sentences of a document; the tokens decode to exactly `text`."""
+        parts: list[NDArray[np.uint16]] = []
+        forced_cuts = 0
+        for piece, forced in cut_pieces(text):
+            parts.append(self._encode_piece(piece))
+            forced_cuts += forced
+        tokens = np.concatenate(parts) if parts else np.zeros(0, dtype=np.uint16)
+        return Encoded(
+            tokens, sentence_lengths(tokens, self._has_newline, self._longest), forced_cuts
+        )
 
 
-def _cut_long(lengths: NDArray[np.int64], longest: int) -> tuple[NDArray[np.int64], int]:
-    parts: list[int] = []
-    for length in lengths.tolist():
-        parts += [longest] * (length // longest) + ([length % longest] if length % longest else [])
-    return np.array(parts, dtype=np.int64), len(parts) - len(lengths)
+def tiktoken_agrees(bpe: Bpe) -> bool:
+    """Whether tiktoken gives the tokens of the merges, for every text.
+
+    tiktoken merges any neighbours whose bytes together are a token; the merges name the pair. Both
+    agree if all bytes are tokens, no two merges have the same product and each product's own bytes
+    are merged into it: inside a longer word the same merges then happen in the same order, until
+    one crosses its ends.
+    """
+    products = [left + right for left, right in bpe.merges]
+    return (
+        bpe.gpt2_pattern
+        and all(character in bpe.vocab for character in byte_alphabet().values())
+        and len(set(products)) == len(products)
+        and all(
+            len(pieces := bpe.tokenizer.model.tokenize(product)) == 1 and pieces[0].value == product
+            for product in products
+        )
+    )
+
+
+def _token_bytes() -> dict[str, int]:
+    return {character: byte for byte, character in byte_alphabet().items()}
+
+
+def _newline_table(bpe: Bpe) -> NDArray[np.bool_]:
+    """bool [vocab]: the token's bytes contain a newline. Specials never do."""
+    newline = byte_alphabet()[ord("\n")]
+    table = np.zeros(bpe.size, dtype=np.bool_)
+    table[[number for token, number in bpe.vocab.items() if newline in token]] = True
+    return table
+
+
+def _tiktoken_encoder(bpe: Bpe) -> Callable[[str], NDArray[np.uint16]]:
+    to_byte = _token_bytes()
+    tokens = [*byte_alphabet().values(), *(left + right for left, right in bpe.merges)]
+    # tiktoken's rank is the order of merging, which RoBERTa's published ids do not follow.
+    ranks = {bytes(to_byte[c] for c in token): rank for rank, token in enumerate(tokens)}
+    ids = np.array([bpe.vocab[token] for token in tokens], dtype=np.uint16)
+    encoding = tiktoken.Encoding(
+        "roberta_dist", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={}
+    )
+
+    def encode(piece: str) -> NDArray[np.uint16]:
+        ranked: NDArray[np.uint32] = encoding.encode_to_numpy(
+            piece, allowed_special=set(), disallowed_special=()
+        )
+        return ids[ranked]
+
+    return encode
+
+
+def _tokenizers_encoder(bpe: Bpe) -> Callable[[str], NDArray[np.uint16]]:
+    tokenizer = Tokenizer.from_str(bpe.tokenizer.to_str())
+    # Otherwise a literal "</s>" in text becomes the special id even without special tokens asked.
+    tokenizer.encode_special_tokens = True
+
+    def encode(piece: str) -> NDArray[np.uint16]:
+        ids = tokenizer.encode(piece, add_special_tokens=False).ids
+        return np.array(ids, dtype=np.uint16)
+
+    return encode

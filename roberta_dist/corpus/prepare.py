@@ -1,14 +1,16 @@
-"""`roberta-dist prepare`: read → tokenizer → shards → manifest, each step kept when it is whole."""
+"""`roberta-dist prepare`: text in; tokenizer, shards and manifests out.
+
+Three phases, each restartable: documents are read, split and spooled to disk; the tokenizer is
+trained or loaded; every bucket of the spool becomes a shard. `prepare.json`, written last, marks
+the corpus complete.
+"""
 
 from __future__ import annotations
 
-import io
 import json
-import os
 import shutil
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
-from multiprocessing import get_context
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,229 +18,255 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from roberta_dist.config.corpus import CorpusConfig, TokenizerConfig
+from roberta_dist.config.corpus import CorpusConfig
+from roberta_dist.config.fields import Resume
+from roberta_dist.config.load import flatten, resume_classes
 from roberta_dist.config.roots import PrepareConfig
-from roberta_dist.corpus.bpe import Vocabulary, load_vocabulary, save_vocabulary, train_vocabulary
-from roberta_dist.corpus.encode import DocumentEncoder, open_encoder
-from roberta_dist.corpus.manifest import Manifest, Shard, write_manifest
-from roberta_dist.corpus.shards import write_shard
-from roberta_dist.corpus.sources import open_source
-from roberta_dist.corpus.spool import BUCKETS, SPLITS, read_buckets, sample_texts, spool
+from roberta_dist.corpus.bpe import Bpe, load_bpe, save_bpe, train_bpe
+from roberta_dist.corpus.encode import Encoder
+from roberta_dist.corpus.encoding import (
+    ShardJob,
+    ShardResult,
+    encode_shard,
+    read_result,
+    shard_entry,
+)
+from roberta_dist.corpus.manifest import PACK_DTYPE, Manifest, read_manifest, write_manifest
+from roberta_dist.corpus.outcome import describe, leave_alone
+from roberta_dist.corpus.pool import ordered_map
+from roberta_dist.corpus.reading import HELD_OUT, TRAIN, ReadCounts, spool_documents
+from roberta_dist.corpus.sources import SourceFiles, open_source
+from roberta_dist.corpus.spool import bucket_count, bucket_name, bucket_order, bucket_texts
+from roberta_dist.corpus.workfolder import WORK_NAME, begin, locked
 from roberta_dist.errors import ConfigError
-from roberta_dist.runtime.files import atomic_write, storage_errors, write_json
-from roberta_dist.units import MIB, human_count
+from roberta_dist.runtime.files import write_json
+from roberta_dist.units import MIB
 
-BYTES_PER_TOKEN = 4.0
-"""Guess by which text is shared out to shards; only their sizes depend on it."""
-
-
-@dataclass(frozen=True)
-class _Job:
-    """One shard of one split, for a worker process."""
-
-    folder: Path
-    split: str
-    number: int
-    buckets: range
-    capacity: int
-
-    @property
-    def path(self) -> Path:
-        return self.folder / self.split / f"shard-{self.number:06d}.tar"
-
-    @property
-    def result(self) -> Path:
-        """Written after the shard: its presence says the shard is whole."""
-        return self.folder / "work" / f"{self.split}-{self.number:06d}.npz"
-
-
-def settings_of(config: PrepareConfig) -> dict[str, Any]:
-    """What decides the output: every key but the number of workers."""
-    plain: dict[str, Any] = json.loads(
-        json.dumps({"corpus": asdict(config.corpus), "tokenizer": asdict(config.tokenizer)})
-    )
-    del plain["corpus"]["workers"]
-    return plain
+BYTES_PER_TOKEN = 2
+MIN_PACK_TOKENS = 1024
+NOT_IDENTITY = {"corpus.workers"}
 
 
 def prepare(config: PrepareConfig) -> int:
-    """Write a corpus folder, or leave a complete one with the same settings alone.
+    """Write the corpus of `config` into `config.output`; a complete one is left alone.
+
+    Returns:
+        0.
 
     Raises:
-        ConfigError: other settings, no document, an empty split.
-        DataFault: a damaged source file.
-        StorageError: the disk is full or the folder cannot be written.
+        ConfigError: no documents, an empty split, or `output` holds another corpus.
+        DataFault: a source file that cannot be read, or a damaged output.
+        StorageError: the disk is full or `output` cannot be written.
     """
-    folder = Path(config.output)
-    if _is_complete(folder, config):
-        print(f"{folder}: already complete, nothing to do")
-        return 0
-    with storage_errors(folder):
-        (folder / "work").mkdir(parents=True, exist_ok=True)
-    write_json(folder / "work" / "settings.json", settings_of(config))
+    output = Path(config.output)
+    settings = identity_settings(config)
     source = open_source(config.corpus)
-    spool(source, config.corpus, folder / "work" / "spool", config.progress)
-    read = json.loads((folder / "work" / "spool" / "COMPLETE").read_text())
-    _check_not_empty(read, config.corpus)
-    vocabulary = _tokenizer(config.tokenizer, folder, read["split_bytes"]["train"])
-    jobs = [job for split in SPLITS for job in _jobs(config.corpus, folder, split, read)]
-    _run(jobs, config.corpus, config.progress)
-    manifests = [
-        _write_split(config.corpus, folder, vocabulary, [j for j in jobs if j.split == split])
-        for split in SPLITS
-        if any(job.split == split for job in jobs)
-    ]
-    forced = sum(int(np.load(job.result)["forced_cuts"]) for job in jobs)
-    counts = read["counts"] | {"forced_cuts": forced}
-    write_json(
-        folder / "prepare.json",
-        {
-            "settings": settings_of(config),
-            "counts": counts,
-            "tokens": {m.split: m.tokens for m in manifests},
-            "documents": {m.split: m.documents for m in manifests},
-        },
-    )
-    shutil.rmtree(folder / "work")
-    _print_table(folder, counts, manifests)
+    if leave_alone(output, settings, source):
+        return 0
+    _check_pack_size(config.corpus)
+    if config.tokenizer.path is not None:
+        load_bpe(Path(config.tokenizer.path))  # a bad path is said before anything is read
+    with locked(output):
+        state = {"settings": settings, "source": source.fingerprint(with_times=True)}
+        message = begin(output, state)
+        if message:
+            print(f"{output}: {message}")
+        buckets = _plan_buckets(config.corpus, source)
+        counts = _read(config, source, buckets)
+        bpe = _tokenizer(config, buckets)
+        results = _encode(config, buckets)
+        report = _join(config, bpe, results, counts, settings, source)
+        write_json(output / "prepare.json", report)
+        shutil.rmtree(output / WORK_NAME)
+    print(describe(report))
     return 0
 
 
-def _is_complete(folder: Path, config: PrepareConfig) -> bool:
-    """True for a finished folder with these settings.
-
-    Raises:
-        ConfigError: a finished or begun folder with others.
-    """
-    for path in (folder / "prepare.json", folder / "work" / "settings.json"):
-        if not path.is_file():
-            continue
-        found = json.loads(path.read_text())
-        old, new = found.get("settings", found), settings_of(config)
-        differing = [
-            f"{group}.{key}: {old[group].get(key)} → {new[group][key]}"
-            for group in new
-            for key in new[group]
-            if old[group].get(key) != new[group][key]
-        ]
-        if differing:
-            raise ConfigError(
-                f"{folder} was prepared with other settings: {'; '.join(differing)}",
-                "give another output=, or delete the folder",
-            )
-    return (folder / "prepare.json").is_file()
+def identity_settings(config: PrepareConfig) -> dict[str, Any]:
+    """`group.key` → value of all that decides the output, as JSON stores it."""
+    classes = resume_classes(config)
+    settings = {
+        key: value
+        for key, value in flatten(config).items()
+        if classes[key] is Resume.identity and key not in NOT_IDENTITY
+    }
+    stored: dict[str, Any] = json.loads(json.dumps(settings))
+    return stored
 
 
-def _check_not_empty(read: dict[str, Any], config: CorpusConfig) -> None:
-    counts = read["counts"]
-    if not counts["documents"] or not read["split_bytes"]["train"]:
+def _check_pack_size(corpus: CorpusConfig) -> None:
+    if _pack_tokens(corpus) < MIN_PACK_TOKENS:
+        least = MIN_PACK_TOKENS * BYTES_PER_TOKEN / MIB
         raise ConfigError(
-            f"corpus.paths={config.paths}: {counts['documents']} documents, "
-            f"{counts['empty']} of them empty: nothing to train on",
-            "check corpus.paths, corpus.source and corpus.text_field",
-        )
-    if config.held_out_fraction and not read["split_bytes"]["held_out"]:
-        raise ConfigError(
-            f"corpus.held_out_fraction={config.held_out_fraction}: no document of "
-            f"{counts['documents']} falls into the held-out split",
-            "raise the fraction, or set it to 0",
+            f"corpus.pack_mib={corpus.pack_mib}: {_pack_tokens(corpus)} tokens in a pack",
+            f"give at least {least:.4f} ({MIN_PACK_TOKENS} tokens)",
         )
 
 
-def _tokenizer(config: TokenizerConfig, folder: Path, train_bytes: int) -> Vocabulary:
-    target = folder / "tokenizer"
-    if not (target / "vocab.json").is_file():
-        if config.path is not None:
-            vocabulary = load_vocabulary(Path(config.path))
+def _pack_tokens(corpus: CorpusConfig) -> int:
+    return int(corpus.pack_mib * MIB) // BYTES_PER_TOKEN
+
+
+def _plan_buckets(corpus: CorpusConfig, source: SourceFiles) -> dict[str, int]:
+    """Buckets of each split: a function of the size of the source and the settings alone."""
+    fraction = corpus.held_out_fraction
+    shares = {TRAIN: 1.0 - fraction, HELD_OUT: fraction}
+    return {
+        split: bucket_count(source.text_bytes * share, corpus.shard_mib, corpus.pack_mib)
+        for split, share in shares.items()
+        if share > 0
+    }
+
+
+def _read(config: PrepareConfig, source: SourceFiles, buckets: dict[str, int]) -> ReadCounts:
+    work = Path(config.output) / WORK_NAME
+    marker = work / "spool.json"
+    if marker.is_file():
+        return ReadCounts(**json.loads(marker.read_text(encoding="utf-8")))
+    shutil.rmtree(work / "spool", ignore_errors=True)
+    counts = spool_documents(source, config.corpus, work / "spool", buckets, config.progress)
+    _check_not_empty(config.corpus, counts)
+    write_json(marker, asdict(counts))
+    return counts
+
+
+def _check_not_empty(corpus: CorpusConfig, counts: ReadCounts) -> None:
+    if counts.train + counts.held_out == 0:
+        raise ConfigError(
+            f"corpus.source={corpus.source.value}, corpus.paths={corpus.paths}: 0 documents with "
+            f"text ({counts.documents} read, {counts.empty} empty)",
+            "give files that hold text",
+        )
+    if counts.train == 0 or (corpus.held_out_fraction > 0 and counts.held_out == 0):
+        raise ConfigError(
+            f"corpus.held_out_fraction={corpus.held_out_fraction}: of {counts.documents} documents "
+            f"{counts.train} are for training and {counts.held_out} held out; both need some",
+            "change corpus.held_out_fraction or give more text; 0 holds nothing out",
+        )
+
+
+def _tokenizer(config: PrepareConfig, buckets: dict[str, int]) -> Bpe:
+    """The corpus's tokenizer, from CORPUS/tokenizer where an earlier attempt wrote it."""
+    folder = Path(config.output) / "tokenizer"
+    if not (folder / "vocab.json").is_file():  # written last
+        if config.tokenizer.path is not None:
+            save_bpe(load_bpe(Path(config.tokenizer.path)), folder)
         else:
-            share = min(1.0, config.train_mib * MIB / train_bytes)
-            texts = sample_texts(folder / "work" / "spool", share)
-            vocabulary = train_vocabulary(texts, config.vocab_size)
-        save_vocabulary(vocabulary, target)
-    return load_vocabulary(target)
+            texts = _sample(config, buckets)
+            save_bpe(train_bpe(texts, config.tokenizer.vocab_size), folder)
+    return load_bpe(folder)
 
 
-def _jobs(config: CorpusConfig, folder: Path, split: str, read: dict[str, Any]) -> list[_Job]:
-    tokens = read["split_bytes"][split] / BYTES_PER_TOKEN
-    shards = min(BUCKETS, int(np.ceil(2 * tokens / (config.shard_mib * MIB))))
-    capacity = max(64, int(config.pack_mib * MIB / 2))
-    edges = [BUCKETS * number // shards for number in range(shards + 1)] if shards else []
-    return [
-        _Job(folder, split, number, range(edges[number], edges[number + 1]), capacity)
-        for number in range(shards)
-    ]
-
-
-def _encode(job: _Job) -> None:
-    """In a worker process: one shard, then its result."""
-    vocabulary = load_vocabulary(job.folder / "tokenizer")
-    documents = read_buckets(job.folder / "work" / "spool", job.split, job.buckets)
-    texts = [document.text for document in documents]
-    encoder = DocumentEncoder(
-        vocabulary, open_encoder(vocabulary, [t[:2000] for t in texts[:50]]), job.capacity
+def _sample(config: PrepareConfig, buckets: dict[str, int]) -> Iterator[str]:
+    """Training text in shuffled order, up to `tokenizer.train_mib`: a sample by content hash."""
+    spool = Path(config.output) / WORK_NAME / "spool"
+    limit = config.tokenizer.train_mib * MIB
+    bar = tqdm(
+        desc="training the tokenizer", unit="B", unit_scale=True, disable=not config.progress
     )
-    result = write_shard(job.path, job.number, texts, encoder, job.capacity, vocabulary.size)
-    buffer = io.BytesIO()
-    np.savez(
-        buffer,
-        shard=np.array([json.dumps(vars(result.shard))]),
-        packs=result.packs,
-        token_counts=result.token_counts,
-        documents=result.documents,
-        forced_cuts=result.forced_cuts,
-    )
-    atomic_write(job.result, buffer.getvalue())
+    with bar:
+        for bucket in range(buckets[TRAIN]):
+            name = bucket_name(TRAIN, bucket)
+            rows, _ = bucket_order(spool, name, config.corpus.deduplicate)
+            for length, text in zip(rows["length"], bucket_texts(spool, name, rows), strict=True):
+                if bar.n >= limit:
+                    return
+                bar.update(int(length))
+                yield text
 
 
-def _run(jobs: list[_Job], config: CorpusConfig, progress: bool) -> None:
-    waiting = [job for job in jobs if not job.result.is_file()]
-    workers = min(config.workers or os.cpu_count() or 1, max(1, len(waiting)))
-    bar = tqdm(total=len(jobs), initial=len(jobs) - len(waiting), desc="encoding", unit="shard",
-               disable=not progress)  # fmt: skip
-    with bar, ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        for _ in pool.map(_encode, waiting):
-            bar.update()
-
-
-def _entropy(token_counts: NDArray[np.int64]) -> float:
-    """Nats a token of the distribution that the counts are."""
-    shares = token_counts[token_counts > 0] / token_counts.sum()
-    return float(-(shares * np.log(shares)).sum())
-
-
-def _write_split(
-    config: CorpusConfig, folder: Path, vocabulary: Vocabulary, jobs: list[_Job]
-) -> Manifest:
-    results = [np.load(job.result, allow_pickle=False) for job in jobs]
-    packs = np.concatenate([result["packs"] for result in results])
-    manifest = Manifest(
-        folder=folder / jobs[0].split,
-        sha256="",
-        split=jobs[0].split,
-        tokenizer_sha256=vocabulary.sha256(),
-        vocab_size=vocabulary.size,
-        special_tokens=vocabulary.special_tokens,
-        shards=tuple(Shard(**json.loads(str(result["shard"][0]))) for result in results),
-        documents=sum(int(result["documents"]) for result in results),
-        tokens=int(packs["tokens"].sum()),
-        unigram_entropy=_entropy(sum(result["token_counts"] for result in results)),
-        held_out_salt=config.held_out_salt,
-        held_out_fraction=config.held_out_fraction,
-        packs=packs,
-    )
-    write_manifest(manifest)
-    return manifest
-
-
-def _print_table(folder: Path, counts: dict[str, int], manifests: list[Manifest]) -> None:
-    tokens = sum(manifest.tokens for manifest in manifests)
-    print(f"{folder}: {counts['bytes'] / 1e6:.1f} MB of text, {human_count(tokens)} tokens, "
-          f"{counts['bytes'] / max(1, tokens):.2f} bytes a token")  # fmt: skip
-    for manifest in manifests:
-        print(
-            f"  {manifest.split:9} {manifest.documents:>9,} documents {manifest.tokens:>13,} tokens "
-            f"{len(manifest.packs):>6,} packs {len(manifest.shards):>4,} shards "
-            f"unigram entropy {manifest.unigram_entropy:.4f} nats"
+def _encode(
+    config: PrepareConfig, buckets: dict[str, int]
+) -> dict[str, list[tuple[ShardJob, ShardResult]]]:
+    """Encode the buckets that have no result yet; all results by split."""
+    output = Path(config.output)
+    jobs = [
+        ShardJob(
+            split=split,
+            bucket=bucket,
+            output=output,
+            spool=output / WORK_NAME / "spool",
+            done=output / WORK_NAME / "done",
+            pack_tokens=_pack_tokens(config.corpus),
+            deduplicate=config.corpus.deduplicate,
         )
-    dropped = {name: n for name, n in counts.items() if n and name not in ("documents", "bytes")}
-    print("  counted   " + ", ".join(f"{name}={n:,}" for name, n in dropped.items()))
+        for split, count in buckets.items()
+        for bucket in range(count)
+    ]
+    missing = [job for job in jobs if not job.result.is_file()]
+    bar = tqdm(
+        total=len(jobs), initial=len(jobs) - len(missing), desc="encoding", unit="shard",
+        disable=not config.progress,
+    )  # fmt: skip
+    with bar:
+        for _ in ordered_map(encode_shard, missing, config.corpus.workers):
+            bar.update(1)
+    return {split: [(j, read_result(j)) for j in jobs if j.split == split] for split in buckets}
+
+
+def _join(
+    config: PrepareConfig,
+    bpe: Bpe,
+    results: dict[str, list[tuple[ShardJob, ShardResult]]],
+    counts: ReadCounts,
+    settings: dict[str, Any],
+    source: SourceFiles,
+) -> dict[str, Any]:
+    """Write the manifests; what prepare.json will say."""
+    splits = {}
+    for split, shards in results.items():
+        manifest = _manifest(config, bpe, split, [s for s in shards if len(s[1].packs)])
+        write_manifest(manifest)
+        splits[split] = {
+            "documents": manifest.documents,
+            "duplicates": sum(result.duplicates for _, result in shards),
+            "forced_cuts": sum(result.forced_cuts for _, result in shards),
+            "manifest_sha256": read_manifest(manifest.folder).sha256,
+            "packs": len(manifest.packs),
+            "shards": len(manifest.shards),
+            "text_bytes": sum(result.text_bytes for _, result in shards),
+            "tokens": manifest.tokens,
+            "unigram_entropy": manifest.unigram_entropy,
+        }
+    return {
+        "settings": settings,
+        "source": {"files": len(source.files), "sha256": source.fingerprint(with_times=False)},
+        "read": asdict(counts),
+        "splits": splits,
+        "tokenizer": {
+            "backend": Encoder(bpe).backend,
+            "sha256": bpe.sha256,
+            "vocab_size": bpe.size,
+        },
+    }
+
+
+def _manifest(
+    config: PrepareConfig, bpe: Bpe, split: str, shards: list[tuple[ShardJob, ShardResult]]
+) -> Manifest:
+    packs = [result.packs.copy() for _, result in shards]
+    for number, rows in enumerate(packs):
+        rows["shard"] = number
+    joined = np.concatenate(packs) if packs else np.zeros(0, dtype=PACK_DTYPE)
+    return Manifest(
+        folder=Path(config.output) / split,
+        sha256="",
+        split=split,
+        tokenizer_sha256=bpe.sha256,
+        vocab_size=bpe.size,
+        special_tokens=bpe.specials,
+        shards=tuple(shard_entry(job, result) for job, result in shards),
+        documents=sum(result.documents for _, result in shards),
+        tokens=int(joined["tokens"].sum()),
+        unigram_entropy=_entropy(np.sum([result.token_counts for _, result in shards], axis=0)),
+        held_out_salt=config.corpus.held_out_salt,
+        held_out_fraction=config.corpus.held_out_fraction,
+        packs=joined,
+    )
+
+
+def _entropy(counts: NDArray[np.int64]) -> float:
+    """Nats a token of the distribution that `counts` [vocab] describes."""
+    seen = counts[counts > 0]
+    shares = seen / seen.sum()
+    return float(-(shares * np.log(shares)).sum())

@@ -1,146 +1,129 @@
-"""Documents → packs → one webdataset tar shard, with the index of what lies where."""
+"""Encoded documents to packs, packs to one webdataset tar shard."""
 
 from __future__ import annotations
 
 import os
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from webdataset import TarWriter
 
-from roberta_dist.corpus.encode import DocumentEncoder, EncodedDocument
-from roberta_dist.corpus.manifest import PACK_DTYPE, Shard
+from roberta_dist.corpus.encode import Encoded
+from roberta_dist.corpus.manifest import PACK_DTYPE
 from roberta_dist.corpus.pack import Pack, encode_pack
 from roberta_dist.corpus.packing import full_sentence_bounds
-from roberta_dist.runtime.files import file_sha256, fsync_file, storage_errors
+from roberta_dist.runtime.files import fsync_folder, storage_errors
+
+MEMBER_SUFFIX = "tok"
+_TAR_BLOCK = 512
 
 
-@dataclass(frozen=True)
-class ShardResult:
-    """What was written.
+class _Builder:
+    """A pack being filled."""
 
-    Attributes:
-        shard: name, size and hash.
-        packs: rows of PACK_DTYPE.
-        token_counts: int64 [vocab_size].
-        documents: documents that begin here.
-        forced_cuts: cuts by length.
-    """
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.continues = False
+        self._clear()
 
-    shard: Shard
-    packs: NDArray[Any]
-    token_counts: NDArray[np.int64]
-    documents: int
-    forced_cuts: int
+    def _clear(self) -> None:
+        self._tokens: list[NDArray[np.uint16]] = []
+        self._lengths: list[NDArray[np.int64]] = []
+        self._document_ends: list[int] = []
+        self._sentences = 0
+        self.room = self.capacity
 
+    def put(self, tokens: NDArray[np.uint16], lengths: NDArray[np.int64]) -> None:
+        """Take a document, or the sentences of one that find room here."""
+        self._tokens.append(tokens)
+        self._lengths.append(lengths)
+        self._sentences += len(lengths)
+        self._document_ends.append(self._sentences)
+        self.room -= len(tokens)
 
-@dataclass(frozen=True)
-class _Part:
-    """Whole sentences of one document."""
-
-    tokens: NDArray[np.uint16]
-    sentence_lengths: NDArray[np.int64]
-    first: bool
-    last: bool
-
-
-def _parts(document: EncodedDocument, capacity: int) -> Iterator[_Part]:
-    """The document, cut at sentence ends into parts of at most `capacity` tokens."""
-    ends = np.cumsum(document.sentence_lengths)
-    begin_sentence, begin_token = 0, 0
-    while begin_sentence < len(ends):
-        stop = int(np.searchsorted(ends, begin_token + capacity, side="right"))
-        stop = max(stop, begin_sentence + 1)
-        end_token = int(ends[stop - 1])
-        yield _Part(
-            document.tokens[begin_token:end_token],
-            document.sentence_lengths[begin_sentence:stop],
-            first=begin_sentence == 0,
-            last=stop == len(ends),
+    def close(self, continues_next: bool) -> Pack:
+        """The pack; the next one begins empty."""
+        pack = Pack(
+            tokens=np.concatenate(self._tokens),
+            sentence_lengths=np.concatenate(self._lengths).astype(np.uint16),
+            document_ends=np.array(self._document_ends, dtype=np.uint32),
+            continues_previous=self.continues,
+            continues_next=continues_next,
         )
-        begin_sentence, begin_token = stop, end_token
+        self.continues = continues_next
+        self._clear()
+        return pack
 
 
-def _join(parts: list[_Part]) -> Pack:
-    return Pack(
-        tokens=np.concatenate([part.tokens for part in parts]),
-        sentence_lengths=np.concatenate([p.sentence_lengths for p in parts]).astype(np.uint16),
-        document_ends=np.cumsum([len(p.sentence_lengths) for p in parts]).astype(np.uint32),
-        continues_previous=not parts[0].first,
-        continues_next=not parts[-1].last,
-    )
+def build_packs(documents: Iterable[Encoded], pack_tokens: int) -> Iterator[Pack]:
+    """Fill packs of at most `pack_tokens` with whole documents, in order.
 
-
-def make_packs(documents: Iterable[EncodedDocument], capacity: int) -> Iterator[Pack]:
-    """Packs of at most `capacity` tokens; only a document longer than that is cut."""
-    held: list[_Part] = []
-    size = 0
+    Only a document longer than a pack is split, between sentences; it also uses the room left in
+    the pack before. Sentences must be no longer than `pack_tokens`.
+    """
+    builder = _Builder(pack_tokens)
     for document in documents:
-        for part in _parts(document, capacity):
-            if held and (size + len(part.tokens) > capacity or not part.first):
-                yield _join(held)
-                held, size = [], 0
-            held.append(part)
-            size += len(part.tokens)
-    if held:
-        yield _join(held)
+        tokens, lengths = document.tokens, document.sentence_lengths
+        if builder.room < len(tokens) <= pack_tokens:
+            yield builder.close(continues_next=False)
+        started = False
+        while len(tokens) > builder.room:
+            ends = np.cumsum(lengths)
+            fitting = int(np.searchsorted(ends, builder.room, side="right"))
+            if fitting:
+                cut = int(ends[fitting - 1])
+                builder.put(tokens[:cut], lengths[:fitting])
+                tokens, lengths = tokens[cut:], lengths[fitting:]
+                started = True
+            yield builder.close(continues_next=started)
+        builder.put(tokens, lengths)
+    if builder.room < pack_tokens:
+        yield builder.close(continues_next=False)
 
 
-def write_shard(
-    path: Path,
-    number: int,
-    texts: Iterable[str],
-    encoder: DocumentEncoder,
-    capacity: int,
-    vocab_size: int,
-) -> ShardResult:
-    """Encode documents into one tar; the file appears under its name only when whole.
+def write_shard(path: Path, packs: Iterable[Pack]) -> NDArray[Any]:
+    """Write a tar of packs, whole or not at all; equal packs give equal bytes.
+
+    Returns:
+        One row of PACK_DTYPE a pack; `shard` is 0.
 
     Raises:
-        StorageError: the disk is full.
+        StorageError: the disk is full or the folder cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
-    token_counts = np.zeros(vocab_size, dtype=np.int64)
+    from webdataset import TarWriter  # brings torch along: only who writes a shard waits for it
+
     rows: list[tuple[int, ...]] = []
-    documents, forced = 0, 0
-
-    def encoded() -> Iterator[EncodedDocument]:
-        nonlocal documents, forced
-        for text in texts:
-            document = encoder.encode(text)
-            documents, forced = documents + 1, forced + document.forced_cuts
-            yield document
-
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as stream:
-            # Fixed times and no compression: equal documents give equal bytes.
-            writer = TarWriter(stream, mtime=0, encoder=False)
-            for pack in make_packs(encoded(), capacity):
-                data = encode_pack(pack)
-                writer.write({"__key__": f"{number:06d}-{len(rows):06d}", "tok": data})
-                padded = -(-len(data) // 512) * 512
-                offset = writer.tarstream.offset - padded
-                rows.append(_pack_row(number, offset, data, pack))
-                token_counts += np.bincount(pack.tokens, minlength=vocab_size)
-            writer.close()
-        fsync_file(temporary)
-        os.replace(temporary, path)
-    shard = Shard(path.name, path.stat().st_size, file_sha256(path))
-    return ShardResult(shard, np.array(rows, dtype=PACK_DTYPE), token_counts, documents, forced)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(temporary, "wb") as handle:
+                with TarWriter(handle, encoder=False, mtime=0) as writer:
+                    for number, pack in enumerate(packs):
+                        payload = encode_pack(pack)
+                        writer.write({"__key__": f"{number:08d}", MEMBER_SUFFIX: payload})
+                        padded = -(-len(payload) // _TAR_BLOCK) * _TAR_BLOCK
+                        offset = int(writer.tarstream.offset) - padded
+                        rows.append(_row(pack, payload, offset))
+                handle.flush()
+                os.fsync(handle.fileno())
+            os.replace(temporary, path)
+            fsync_folder(path.parent)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+    return np.array(rows, dtype=PACK_DTYPE)
 
 
-def _pack_row(number: int, offset: int, data: bytes, pack: Pack) -> tuple[int, ...]:
+def _row(pack: Pack, payload: bytes, offset: int) -> tuple[int, ...]:
     return (
-        number,
+        0,
         offset,
-        len(data),
-        zlib.crc32(data),
+        len(payload),
+        zlib.crc32(payload),
         len(pack.document_ends),
         len(pack.sentence_lengths),
         len(pack.tokens),

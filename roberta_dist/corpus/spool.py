@@ -1,143 +1,128 @@
-"""Documents on their way from sources to shards: deduplicated, split, bucketed by hash on disk.
+"""Documents on disk between reading and encoding, dealt to buckets by their place in the shuffle.
 
-A document's 16-byte digest decides everything: duplicates, the split, the bucket, and its place
-among the others. So neighbours in a shard are random, and no order of reading shows in the corpus.
+A bucket holds a range of places and becomes one shard, so memory is bounded by a bucket's index and
+tokens, whatever the size of the corpus. Two files each: the texts one after another, and an index
+with one row a document in source order.
 """
 
 from __future__ import annotations
 
-import json
-import shutil
-import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from tqdm import tqdm
+import numpy as np
+from numpy.typing import NDArray
 
-from roberta_dist.config.corpus import CorpusConfig
-from roberta_dist.corpus.documents import DocumentSource, digest, is_held_out
-from roberta_dist.runtime.files import storage_errors, write_json
+from roberta_dist.runtime.files import fsync_file, storage_errors
 from roberta_dist.units import MIB
 
-BUCKETS = 1024
-SPLITS = ("train", "held_out")
-_RECORD = struct.Struct("<16sI")
-_BUFFERED = 64 * MIB
+INDEX_DTYPE = np.dtype(
+    [("place_high", "<u8"), ("place_low", "<u8"), ("offset", "<u8"), ("length", "<u8")]
+)
+BUFFER_BYTES = 128 * MIB
+TEXT_BYTES_PER_TOKEN_BYTE = 2
+"""Rough: English text has about 4 bytes a token, and a token is stored in 2."""
+SMALL_SHARD_PACKS = 16
+SMALL_CORPUS_SHARDS = 8
 
 
-@dataclass(frozen=True)
-class SpooledDocument:
-    """A document in a bucket."""
+def bucket_count(text_bytes: float, shard_mib: float, pack_mib: float) -> int:
+    """Shards for about so much text: of `shard_mib` each, or up to 8 smaller ones.
 
-    key: bytes
-    text: str
-
-
-class SpoolWriter:
-    """Appends documents to bucket files through one bounded buffer."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.split_bytes = dict.fromkeys(SPLITS, 0)
-        self._buffers: dict[tuple[str, int], bytearray] = {}
-        self._held = 0
-
-    def add(self, split: str, key: bytes, text: str) -> None:
-        """Add one document."""
-        data = text.encode()
-        buffer = self._buffers.setdefault((split, bucket_of(key)), bytearray())
-        buffer += _RECORD.pack(key, len(data)) + data
-        self.split_bytes[split] += len(data)
-        self._held += len(data)
-        if self._held > _BUFFERED:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write the buffer out."""
-        with storage_errors(self.folder):
-            for (split, bucket), buffer in self._buffers.items():
-                with open(bucket_file(self.folder, split, bucket), "ab") as handle:
-                    handle.write(buffer)
-        self._buffers.clear()
-        self._held = 0
-
-
-def bucket_of(key: bytes) -> int:
-    """Bucket of a digest; not the bits that decide the split."""
-    return int.from_bytes(key[8:10], "big") % BUCKETS
-
-
-def bucket_file(folder: Path, split: str, bucket: int) -> Path:
-    """File of one bucket."""
-    return folder / f"{split}-{bucket:04d}.bin"
-
-
-def read_buckets(folder: Path, split: str, buckets: range) -> list[SpooledDocument]:
-    """Documents of some buckets, in the order of their digests."""
-    documents = []
-    for bucket in buckets:
-        path = bucket_file(folder, split, bucket)
-        data = path.read_bytes() if path.is_file() else b""
-        offset = 0
-        while offset < len(data):
-            key, length = _RECORD.unpack_from(data, offset)
-            offset += _RECORD.size
-            documents.append(SpooledDocument(key, data[offset : offset + length].decode()))
-            offset += length
-    return sorted(documents, key=lambda document: document.key)
-
-
-def sources_state(source: DocumentSource) -> list[tuple[str, int, int]]:
-    """Name, size and time of every file read: tells whether a half-done prepare may go on."""
-    return [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in source.files()]
-
-
-def spool(source: DocumentSource, config: CorpusConfig, folder: Path, progress: bool) -> None:
-    """Read everything once. A finished spool of the same files is kept, any other redone.
-
-    Raises:
-        DataFault: a source file is damaged.
-        StorageError: the disk is full.
+    A small corpus is dealt to several shards of at least 16 packs so that several cores encode it.
     """
-    state = [list(entry) for entry in sources_state(source)]
-    marker = folder / "COMPLETE"
-    if marker.is_file() and json.loads(marker.read_text())["sources"] == state:
-        return
-    # Shards of an older spool are not those of this one.
-    shutil.rmtree(folder, ignore_errors=True)
-    with storage_errors(folder):
-        folder.mkdir(parents=True)
-    writer = SpoolWriter(folder)
-    seen: set[bytes] = set()
-    counts = source.counts
-    limit = int(config.max_mib * MIB) if config.max_mib else None
-    bar = tqdm(source.documents(), "reading", unit="doc", disable=not progress)
-    for document in bar:
-        counts.documents += 1
-        key = digest(document.text, config.held_out_salt)
-        if not document.text.strip():
-            counts.empty += 1
-        elif config.deduplicate and key in seen:
-            counts.duplicate += 1
-        else:
-            seen.add(key)
-            held_out = is_held_out(key, config.held_out_fraction)
-            counts.held_out += held_out
-            writer.add(SPLITS[held_out], key, document.text)
-        counts.bytes = sum(writer.split_bytes.values())
-        if limit is not None and counts.bytes >= limit:
-            break
-    writer.flush()
-    write_json(
-        marker,
-        {"sources": state, "counts": counts.as_dict(), "split_bytes": writer.split_bytes},
-    )
+    mib = text_bytes / TEXT_BYTES_PER_TOKEN_BYTE / MIB
+    wanted = -(-mib // shard_mib)
+    small = min(SMALL_CORPUS_SHARDS, mib // (SMALL_SHARD_PACKS * pack_mib))
+    return int(max(1, wanted, small))
 
 
-def sample_texts(folder: Path, share: float) -> Iterator[str]:
-    """Training documents whose digest falls below `share`, bucket by bucket."""
-    for bucket in range(BUCKETS):
-        for document in read_buckets(folder, "train", range(bucket, bucket + 1)):
-            if int.from_bytes(document.key[10:], "big") < int(share * 2**48):
-                yield document.text
+def bucket_name(split: str, bucket: int) -> str:
+    """`train-000003`."""
+    return f"{split}-{bucket:06d}"
+
+
+class Spool:
+    """Writes the buckets.
+
+    Args:
+        folder: where; created.
+        buckets: number of buckets of each split.
+    """
+
+    def __init__(self, folder: Path, buckets: dict[str, int]) -> None:
+        self._folder = folder
+        self._buckets = buckets
+        self._texts: dict[str, list[bytes]] = {}
+        self._rows: dict[str, list[tuple[int, int, int, int]]] = {}
+        self._offsets: dict[str, int] = {}
+        self._buffered = 0
+        with storage_errors(folder):
+            folder.mkdir(parents=True)
+            for split, count in buckets.items():
+                for bucket in range(count):
+                    self._begin(bucket_name(split, bucket))
+
+    def _begin(self, name: str) -> None:
+        for suffix in ("text", "index"):
+            (self._folder / f"{name}.{suffix}").touch()
+        self._texts[name], self._rows[name], self._offsets[name] = [], [], 0
+
+    def add(self, split: str, place: bytes, text: bytes) -> None:
+        """Append one document.
+
+        Raises:
+            StorageError: the disk is full or the folder cannot be written.
+        """
+        high, low = int.from_bytes(place[:8], "big"), int.from_bytes(place[8:], "big")
+        name = bucket_name(split, high * self._buckets[split] >> 64)
+        self._texts[name].append(text)
+        self._rows[name].append((high, low, self._offsets[name], len(text)))
+        self._offsets[name] += len(text)
+        self._buffered += len(text) + INDEX_DTYPE.itemsize
+        if self._buffered >= BUFFER_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        for name, texts in self._texts.items():
+            if not texts:
+                continue
+            path = self._folder / f"{name}.text"
+            with storage_errors(path), open(path, "ab") as text_file:
+                text_file.writelines(texts)
+            with storage_errors(path), open(path.with_suffix(".index"), "ab") as index_file:
+                index_file.write(np.array(self._rows[name], dtype=INDEX_DTYPE).tobytes())
+            self._texts[name], self._rows[name] = [], []
+        self._buffered = 0
+
+    def close(self) -> None:
+        """Write what is buffered and make it durable."""
+        self._flush()
+        for name in self._texts:
+            for suffix in ("text", "index"):
+                path = self._folder / f"{name}.{suffix}"
+                with storage_errors(path):
+                    fsync_file(path)
+
+
+def bucket_order(folder: Path, name: str, deduplicate: bool) -> tuple[NDArray[Any], int]:
+    """Rows of INDEX_DTYPE in shuffled order, and how many duplicates were left out.
+
+    Of documents with one place, that is one content, the first in source order is kept.
+    """
+    rows = np.fromfile(folder / f"{name}.index", dtype=INDEX_DTYPE)
+    rows = rows[np.lexsort((rows["place_low"], rows["place_high"]))]
+    if not deduplicate or len(rows) == 0:
+        return rows, 0
+    places = rows[["place_high", "place_low"]]
+    first = np.append(True, places[1:] != places[:-1])
+    return rows[first], int(len(rows) - first.sum())
+
+
+def bucket_texts(folder: Path, name: str, rows: NDArray[Any]) -> Iterator[str]:
+    """The texts of `rows`."""
+    with open(folder / f"{name}.text", "rb") as texts:
+        for offset, length in zip(rows["offset"].tolist(), rows["length"].tolist(), strict=True):
+            texts.seek(offset)
+            yield texts.read(length).decode("utf-8")

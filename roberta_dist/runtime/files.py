@@ -76,5 +76,8 @@ def write_json(path: Path, value: Any) -> None:
 
 def file_sha256(path: Path) -> str:
     """Hex sha256 of a file's bytes."""
+    hashed = hashlib.sha256()
     with open(path, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+        while chunk := handle.read(1024 * 1024):
+            hashed.update(chunk)
+    return hashed.hexdigest()
