@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from roberta_dist.config.roots import DoctorConfig
+from roberta_dist.doctor import doctor, free_disk, installed_version, wandb_key
+
+pytestmark = pytest.mark.unit
+
+
+def test_doctor_tells_what_there_is(capsys):
+    assert doctor(DoctorConfig()) == 0
+    printed = capsys.readouterr().out
+    for name in ("torch", "accelerator", "attention", "apex", "compiler", "free disk", "W&B"):
+        assert f"\n{name} " in printed, name
+
+
+def test_the_key_is_found_but_never_told(monkeypatch, tmp_path):
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    assert wandb_key() == "no key found"
+    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password sesame\n")
+    (tmp_path / "netrc").chmod(0o600)
+    assert "a key is in" in wandb_key() and "sesame" not in wandb_key()
+    monkeypatch.setenv("WANDB_API_KEY", "sesame")
+    assert "WANDB_API_KEY" in wandb_key() and "sesame" not in wandb_key()
+
+
+def test_disk_of_a_folder_that_does_not_exist_yet(tmp_path):
+    assert str(tmp_path) in free_disk(tmp_path / "new" / "folder")
+    assert free_disk(Path("relative")).count("/") > 1
+
+
+def test_a_missing_package_is_a_problem():
+    assert installed_version("no-such-package-at-all").startswith("PROBLEM")

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from roberta_dist.config.cluster import ClusterConfig
+from roberta_dist.config.data import DataConfig
+from roberta_dist.config.load import load_yaml
+from roberta_dist.config.optim import ScheduleConfig
+from roberta_dist.config.roots import PretrainConfig
+from roberta_dist.config.train import TrainConfig
+from roberta_dist.errors import ConfigError, LaunchError, StorageError
+from roberta_dist.launcher import local
+from roberta_dist.runtime.rundir import RunPaths
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture
+def config(tmp_path):
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    (corpus / "manifest.json").write_text("{}")
+    return PretrainConfig(
+        run_dir=str(tmp_path / "run"),
+        data=DataConfig(path=str(corpus)),
+        schedule=ScheduleConfig(max_steps=10, warmup_steps=1),
+        cluster=ClusterConfig(workers_per_node=2, threads_per_worker=3, master_port=5),
+    )
+
+
+@pytest.fixture
+def attempt(config):
+    paths = RunPaths(Path(config.run_dir))
+    folder = paths.logs / "attempt_000"
+    folder.mkdir(parents=True)
+    return paths, folder
+
+
+def leave(path, step=10, reason="max_steps"):
+    path.write_text(json.dumps({"step": step, "reason": reason}))
+
+
+def test_done_and_requeue_are_success_whatever_deepspeed_says(config, attempt):
+    paths, folder = attempt
+    leave(paths.requeue, 3, "signal")
+    assert local.outcome(config, paths, folder, 1, True) == 0
+    paths.requeue.unlink()
+    leave(paths.done)
+    assert local.outcome(config, paths, folder, 247, False) == 0
+
+
+def test_done_of_a_shorter_run_is_not_done(config, attempt):
+    paths, folder = attempt
+    leave(paths.done, 5)
+    with pytest.raises(LaunchError):
+        local.outcome(config, paths, folder, 0, False)
+    leave(paths.done, 5, "early_stop")
+    assert local.outcome(config, paths, folder, 0, False) == 0
+
+
+@pytest.mark.parametrize("code", [2, 3, 4, 5])
+def test_the_workers_word_counts(config, attempt, code):
+    paths, folder = attempt
+    (folder / "exit_code").write_text(f"{code}\n")
+    assert local.outcome(config, paths, folder, 143, False) == code
+
+
+def test_an_unexpected_error_is_a_launch_failure(config, attempt):
+    paths, folder = attempt
+    (folder / "exit_code").write_text("1\n")
+    with pytest.raises(LaunchError, match="attempt_000"):
+        local.outcome(config, paths, folder, 1, False)
+
+
+def test_exit_0_without_a_word_is_a_failure(config, attempt):
+    paths, folder = attempt
+    with pytest.raises(LaunchError, match="without finishing"):
+        local.outcome(config, paths, folder, 0, False)
+    assert local.outcome(config, paths, folder, -2, True) == 130
+    dry = replace(config, train=TrainConfig(dry_run=True))
+    assert local.outcome(dry, paths, folder, 0, False) == 0
+
+
+def test_launch_writes_the_configuration_and_starts_the_workers(config, monkeypatch, tmp_path):
+    seen = []
+
+    def run_group(command, environ):
+        seen.append((command, environ))
+        leave(RunPaths(Path(config.run_dir)).done)
+        return 0, False
+
+    monkeypatch.setattr(local, "run_group", run_group)
+    monkeypatch.chdir(tmp_path)
+    relative = replace(config, run_dir="run", data=DataConfig(path="corpus"))
+    assert local.launch(relative) == 0
+    ((command, environ),) = seen
+    written = tmp_path / "run" / "logs" / "attempt_000" / "config.yaml"
+    assert command[-1] == str(written) and "--master_port=5" in command
+    assert environ["OMP_NUM_THREADS"] == "3"
+    assert load_yaml(PretrainConfig, written) == config
+    assert load_yaml(PretrainConfig, tmp_path / "run" / "config.yaml") == config
+    # done: nothing is started again
+    assert local.launch(relative) == 0 and len(seen) == 1
+
+
+def test_a_refused_attempt_leaves_the_runs_configuration_alone(config, monkeypatch):
+    monkeypatch.setattr(local, "run_group", lambda command, environ: (1, False))
+    with pytest.raises(LaunchError):
+        local.launch(config)
+    other = replace(config, schedule=ScheduleConfig(max_steps=99, warmup_steps=1))
+    with pytest.raises(LaunchError):
+        local.launch(other)
+    run_dir = Path(config.run_dir)
+    assert load_yaml(PretrainConfig, run_dir / "config.yaml") == config
+    assert load_yaml(PretrainConfig, run_dir / "logs" / "attempt_001" / "config.yaml") == other
+
+
+def test_a_requeue_of_the_last_attempt_does_not_speak_for_this_one(config, monkeypatch):
+    paths = RunPaths(Path(config.run_dir))
+    paths.root.mkdir()
+    leave(paths.requeue, 3, "signal")
+    monkeypatch.setattr(local, "run_group", lambda command, environ: (1, False))
+    with pytest.raises(LaunchError):
+        local.launch(config)
+
+
+def test_no_corpus_no_worker(config, tmp_path):
+    with pytest.raises(ConfigError, match="elsewhere"):
+        local.launch(replace(config, data=DataConfig(path=str(tmp_path / "elsewhere"))))
+    assert not Path(config.run_dir).exists()
+
+
+def test_a_run_folder_that_cannot_be_made(config, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match="file"):
+        local.launch(replace(config, run_dir=str(tmp_path / "file" / "run")))
