@@ -46,29 +46,3 @@ def test_ctrl_c(monkeypatch, capsys):
 
     monkeypatch.setattr(cli, "_run", interrupted)
     assert cli.main(["launch"]) == 130
-
-
-@pytest.mark.parametrize(
-    ("override", "words"),
-    [
-        ("optim.lrr=1", ["lrr"]),
-        ("optim.lr=fast", ["optim.lr", "fast", "Float"]),
-        ("engine.stage=4", ["engine.stage=4", "0, 1, 2 or 3"]),
-        ("engine.precision=fp8", ["engine.precision", "fp8", "bf16"]),
-        ("train.global_batch_size=0", ["train.global_batch_size=0", "positive"]),
-        ("data.sequence_length=513", ["data.sequence_length=513", "model.max_positions=512", "remedy"]),
-        ("model=gigantic", ["gigantic", "base"]),
-        ("experiment=nothing", ["nothing"]),
-        ("cluster.master_port=70000", ["cluster.master_port=70000", "65535"]),
-    ],
-)  # fmt: skip
-def test_bad_configuration_stops_before_anything_runs(monkeypatch, capsys, override, words):
-    monkeypatch.setattr(cli, "_run", lambda verb, config: pytest.fail("it ran"))
-    assert cli.main(["launch", override]) == 2
-    message = capsys.readouterr().err
-    assert all(word in message for word in words), message
-
-
-def test_a_missing_value_is_named(capsys):
-    assert cli.main(["export"]) == 2
-    assert "run_dir" in capsys.readouterr().err
