@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -128,25 +128,24 @@ class Tracker:
         """Record `metrics` of `step` everywhere."""
         for sink in self._required:
             sink.log(step, metrics)
-        self._try("log", step, metrics)
+        self._try(lambda sink: sink.log(step, metrics))
 
     def flush(self) -> None:
         """Make what was logged durable."""
         for sink in self._required:
             sink.flush()
-        self._try("flush")
+        self._try(lambda sink: sink.flush())
 
     def close(self) -> None:
         """Close every sink."""
         for sink in self._required:
             sink.close()
-        self._try("close")
+        self._try(lambda sink: sink.close())
 
-    def _try(self, verb: str, *arguments: Any) -> None:
+    def _try(self, action: Callable[[Sink], None]) -> None:
         for sink in list(self._optional):
-            actions = {"log": sink.log, "flush": sink.flush, "close": sink.close}
             try:
-                actions[verb](*arguments)
+                action(sink)
             except Exception as error:
                 self._optional.remove(sink)
                 LOGGER.warning("%s is left out from now on: %s", type(sink).__name__, error)

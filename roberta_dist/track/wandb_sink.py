@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,7 +30,7 @@ class WandbSink:
 
     def close(self) -> None:
         """End the run."""
-        self._run.finish(quiet=True)
+        self._run.finish()
 
 
 def _run_id(run_dir: Path) -> str:
@@ -45,6 +46,8 @@ def open_wandb(
     """The sink, or nothing when W&B is disabled or cannot start (a warning)."""
     if config.wandb is WandbMode.disabled:
         return []
+    # offline too, W    # W&B reports its own use and errors to its maker, offline too, unless told before it is importedB tells its maker about its use and errors unless this is set before the import
+    os.environ["WANDB_ERROR_REPORTING"] = "false"
     try:
         import wandb
 
@@ -61,6 +64,7 @@ def open_wandb(
                 disable_code=True,
                 disable_git=True,
                 save_code=False,
+                x_save_requirements=False,
                 x_disable_stats=True,
                 x_disable_meta=True,
                 x_disable_machine_info=True,

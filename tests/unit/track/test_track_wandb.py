@@ -1,0 +1,130 @@
+"""W&B keeps to this machine unless asked, goes on under one id, and never stops a run.
+
+The whole process tree is watched: wandb-core is a program of its own, which Python's audit hooks
+do not see, so its system calls are traced where strace may be used and its sockets listed elsewhere.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from roberta_dist.config.watch import TrackConfig, WandbMode
+from roberta_dist.track.wandb_sink import open_wandb
+
+pytestmark = pytest.mark.unit
+
+KEY = "0123456789" * 4
+WATCHED_RUN = """
+import sys
+from ipaddress import ip_address
+from pathlib import Path
+
+import psutil
+
+report = open(sys.argv[2], "a", buffering=1)
+
+def hook(event, arguments):
+    if event in ("socket.getaddrinfo", "socket.gethostbyname"):
+        report.write(f"{event} {arguments[0]}\\n")
+    elif event in ("socket.connect", "socket.sendto") and isinstance(arguments[1], tuple):
+        report.write(f"{event} {arguments[1]}\\n")
+
+sys.addaudithook(hook)
+
+from roberta_dist.config.watch import TrackConfig
+from roberta_dist.track.wandb_sink import open_wandb
+
+[sink] = open_wandb(TrackConfig(), Path(sys.argv[1]), 0, {"optim.lr": 1e-3})
+sink.log(1, {"loss": 1.0})
+for process in psutil.Process().children(recursive=True):
+    for connection in process.net_connections("inet"):
+        if connection.raddr and not ip_address(connection.raddr.ip).is_loopback:
+            report.write(f"{process.name()} {connection.raddr}\\n")
+sink.close()
+"""
+
+
+def can_trace() -> bool:
+    strace = shutil.which("strace")
+    return (
+        bool(strace)
+        and subprocess.run([strace, "-qq", "true"], capture_output=True).returncode == 0
+    )
+
+
+def run_watched(run_dir: Path, folder: Path) -> list[str]:
+    """Every address outside this machine that an offline run asked for."""
+    report, trace = folder / "report", folder / "trace"
+    command = [sys.executable, "-c", WATCHED_RUN, str(run_dir), str(report)]
+    if can_trace():
+        calls = "trace=connect,sendto,sendmsg,sendmmsg"
+        command = ["strace", "-f", "-qq", "-e", calls, "-o", str(trace), *command]
+    env = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    done = subprocess.run(
+        command, env=env | {"WANDB_API_KEY": KEY}, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    seen = report.read_text().splitlines()
+    if trace.is_file():
+        for line in trace.read_text().splitlines():
+            address = re.search(r'inet_addr\("([^"]+)"|AF_INET6.*?"([^"]+)"', line)
+            if address and not (address[1] or address[2]).startswith(("127.", "::1")):
+                seen.append(line)
+    return seen
+
+
+@pytest.fixture(scope="module")
+def offline_run(tmp_path_factory):
+    """The run folder of two attempts, and what each asked for outside."""
+    folder = tmp_path_factory.mktemp("wandb")
+    run_dir = folder / "private-corpus-run"
+    run_dir.mkdir()
+    seen = [run_watched(run_dir, folder), run_watched(run_dir, folder)]
+    return run_dir, seen
+
+
+def test_offline_asks_nobody_outside_even_with_a_key(offline_run):
+    _, seen = offline_run
+    assert seen == [[], []]
+
+
+def test_a_resume_goes_on_under_the_same_id(offline_run):
+    run_dir, _ = offline_run
+    run_id = (run_dir / "wandb" / "run_id").read_text()
+    assert {path.stem for path in run_dir.rglob("*.wandb")} == {f"run-{run_id}"}
+
+
+def test_nothing_about_the_machine_the_code_or_the_key_is_kept(offline_run):
+    run_dir, _ = offline_run
+    for path in run_dir.rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            assert KEY.encode() not in content, path
+            if path.suffix == ".wandb":
+                assert os.uname().release.encode() not in content, path
+                assert str(run_dir.parent).encode() not in content, path
+                assert b"0.001" in content, path
+    names = {path.name for path in run_dir.rglob("*") if path.is_file()}
+    unwanted = {"wandb-metadata.json", "output.log", "diff.patch", "requirements.txt"}
+    assert not names & unwanted
+
+
+def test_disabled_does_not_even_import_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    assert open_wandb(TrackConfig(wandb=WandbMode.disabled), tmp_path, 0, {}) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wandb_that_cannot_start_is_a_warning(tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with caplog.at_level(logging.WARNING, "roberta_dist.track"):
+        assert open_wandb(TrackConfig(), tmp_path, 0, {}) == []
+    assert "W&B is left out" in caplog.text
