@@ -43,13 +43,13 @@ export PATH="$PWD/.venv/bin:$PATH"
 unset PYTHONPATH PYTHONHOME
 install() { .venv/bin/python -m pip install --quiet --progress-bar off -c launch/constraints.txt "$@"; }
 pinned() { grep -E "^$1==" launch/constraints.txt; }
-install setuptools wheel "$(pinned torch)"
+install setuptools wheel numpy "$(pinned torch)"
 if .venv/bin/python -c 'import sys, torch; sys.exit(torch.cuda.is_available())'; then
     # Without a GPU ranks meet in shared memory. Built now, because DeepSpeed would otherwise build it in
     # the first run, behind a lock that stays for ever if that run is killed, and not in a path with blanks.
     # Never from pip's cache, which does not know with which of its operators a wheel was built.
     echo "launch/setup.sh: building DeepSpeed with its CPU all-reduce (a minute or two)"
-    install einops hjson msgpack ninja numpy packaging psutil py-cpuinfo pydantic tqdm
+    install einops hjson msgpack ninja packaging psutil py-cpuinfo pydantic tqdm
     DS_BUILD_SHM_COMM=1 DS_ACCELERATOR=cpu install --no-build-isolation --no-deps --no-cache-dir \
         --no-binary deepspeed "$(pinned deepspeed)"
 fi

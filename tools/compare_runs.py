@@ -1,0 +1,54 @@
+"""Say where two runs differ: `python tools/compare_runs.py RUN_A RUN_B`.
+
+Compares the deterministic columns of metrics.jsonl (roberta_dist/track/names.py) step by step. Two
+runs of one configuration at the same world size must agree in every digit, however often one of
+them was killed. Exit code 0: they do, over the steps that both have; 1: they do not.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from roberta_dist.track.names import DETERMINISTIC
+
+Columns = dict[int, dict[str, Any]]
+
+
+def read(run_dir: Path) -> Columns:
+    """Step → its deterministic columns."""
+    columns: Columns = {}
+    for line in (run_dir / "metrics.jsonl").read_text().splitlines():
+        values = json.loads(line)
+        kept = {name: values[name] for name in DETERMINISTIC if name in values}
+        columns.setdefault(values["step"], {}).update(kept)
+    return columns
+
+
+def first_differences(left: Columns, right: Columns) -> list[str]:
+    """One line a column: the first step at which it differs, with both values."""
+    found: dict[str, str] = {}
+    for step in sorted(left.keys() & right.keys()):
+        for name in sorted(left[step].keys() | right[step].keys()):
+            ours, theirs = left[step].get(name), right[step].get(name)
+            if ours != theirs:
+                found.setdefault(name, f"{name}: first at step {step}: {ours} and {theirs}")
+    return list(found.values())
+
+
+def main(arguments: list[str]) -> int:
+    """Compare the two run folders in `arguments`."""
+    if len(arguments) != 2:
+        print(__doc__, file=sys.stderr)
+        return 2
+    left, right = (read(Path(folder)) for folder in arguments)
+    differences = first_differences(left, right)
+    print(f"{len(left.keys() & right.keys())} common steps ({len(left)} and {len(right)})")
+    print("\n".join(differences) or "no difference")
+    return 1 if differences else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
