@@ -90,10 +90,10 @@ def is_done(paths: RunPaths, config: PretrainConfig) -> bool:
 
 
 def check_corpus(folder: Path) -> None:
-    """Raise ConfigError unless `folder` holds a complete corpus."""
-    if not (folder / "manifest.json").is_file():
+    """Raise ConfigError unless `folder` holds a prepared corpus."""
+    if not (folder / "train" / "manifest.json").is_file():
         raise ConfigError(
-            f"data.path={folder}: no complete corpus there (manifest.json is missing)",
+            f"data.path={folder}: no prepared corpus there (train/manifest.json is missing)",
             f"run `roberta-dist prepare output={folder}`, or give the folder that it wrote",
         )
 

@@ -23,8 +23,8 @@ class Launched:
 
     def __init__(self, folder: Path, mode: str) -> None:
         self.run_dir = folder / "a run"
-        (folder / "corpus").mkdir()
-        (folder / "corpus" / "manifest.json").write_text("{}")
+        (folder / "corpus" / "train").mkdir(parents=True)
+        (folder / "corpus" / "train" / "manifest.json").write_text("{}")
         overrides = [
             f'run_dir="{self.run_dir}"', f"data.path={folder}/corpus", "cluster.workers_per_node=2",
             "schedule.max_steps=10", "schedule.warmup_steps=1",

@@ -22,8 +22,8 @@ pytestmark = pytest.mark.unit
 @pytest.fixture
 def config(tmp_path):
     corpus = tmp_path / "corpus"
-    corpus.mkdir()
-    (corpus / "manifest.json").write_text("{}")
+    (corpus / "train").mkdir(parents=True)
+    (corpus / "train" / "manifest.json").write_text("{}")
     return PretrainConfig(
         run_dir=str(tmp_path / "run"),
         data=DataConfig(path=str(corpus)),
