@@ -115,10 +115,13 @@ def load_bpe(path: Path) -> Bpe:
 
 
 def _model_of(values: dict[str, Any]) -> tuple[dict[str, int], Merges]:
-    merges = [
-        tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in values["model"]["merges"]
-    ]
-    return values["model"]["vocab"], merges
+    """Vocabulary and merges of a tokenizer.json; older ones write a merge as `"left right"`."""
+    merges: Merges = []
+    for merge in values["model"]["merges"]:
+        left, right = merge.split(" ") if isinstance(merge, str) else merge
+        merges.append((left, right))
+    vocab: dict[str, int] = values["model"]["vocab"]
+    return vocab, merges
 
 
 def _load_vocab_and_merges(folder: Path) -> Bpe:
@@ -172,7 +175,12 @@ def _with_specials(vocab: dict[str, int]) -> dict[str, int]:
 def _given(values: dict[str, Any], complete: dict[str, int]) -> Tokenizer:
     """The tokenizer of a tokenizer.json, its own way of cutting kept, with the ids of `complete`."""
     model = values["model"] | {"vocab": complete}
-    replaced = {"post_processor": None, "truncation": None, "padding": None, "added_tokens": []}
+    replaced: dict[str, Any] = {
+        "post_processor": None,
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [],
+    }
     return _finish(Tokenizer.from_str(json.dumps(values | replaced | {"model": model})), complete)
 
 

@@ -14,7 +14,7 @@ import os
 import re
 import sysconfig
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path, PurePosixPath
 
 from roberta_dist.corpus.pool import ordered_map
@@ -88,7 +88,7 @@ def _wanted(folder: PurePosixPath, name: str) -> bool:
 
 def read_docstrings(
     files: list[tuple[str, Path]], workers: int, advance: Callable[[int], object]
-) -> Iterator[Document]:
+) -> Generator[Document, None, None]:
     """Documents of `files` in order; `advance` is told of each file read."""
     for documents in ordered_map(read_documentation, files, workers, chunk=32):
         advance(1)
@@ -102,20 +102,19 @@ def read_documentation(file: tuple[str, Path]) -> list[Document]:
         raw = path.read_bytes()
     except OSError:
         return []
+    repaired = False
     if name == "pydoc_data/topics.py":
         texts = _topics(raw)
     elif name.endswith(".py"):
         texts = [_module_docstrings(raw)]
-    elif path.name == "METADATA":
-        texts = [raw.partition(b"\n\n")[2].decode("utf-8", errors="replace")]
     else:
-        texts = [raw.decode("utf-8", errors="replace")]
+        text, repaired = decode(raw)
+        texts = [text.partition("\n\n")[2] if path.name == "METADATA" else text]
     documents = []
     for number, text in enumerate(texts):
         if looks_english(text):
-            clean, repaired = replace_surrogates(text.strip())
-            repaired = repaired or ("\ufffd" in clean and decode(raw)[1])
-            documents.append(Document(f"{name}#{number}", clean, repaired))
+            clean, surrogates = replace_surrogates(text.strip())
+            documents.append(Document(f"{name}#{number}", clean, repaired or surrogates))
     return documents
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from roberta_dist.corpus.bpe import load_bpe
-from roberta_dist.corpus.encode import Encoder
+from roberta_dist.corpus.encode import Encoded, Encoder
 from roberta_dist.corpus.manifest import PACK_DTYPE, Shard
 from roberta_dist.corpus.pack import Pack
 from roberta_dist.corpus.shards import build_packs, write_shard
@@ -91,12 +92,12 @@ def encode_shard(job: ShardJob) -> None:
         text_bytes=int(rows["length"].sum()),
     )
 
-    def packs() -> Any:
+    def packs() -> Iterator[Pack]:
         for pack in build_packs(encoded(), job.pack_tokens):
-            count_tokens(result.token_counts, pack)
+            result.token_counts += np.bincount(pack.tokens, minlength=bpe.size)
             yield pack
 
-    def encoded() -> Any:
+    def encoded() -> Iterator[Encoded]:
         for text in bucket_texts(job.spool, job.name, rows):
             document = encoder.encode(text)
             result.forced_cuts += document.forced_cuts
@@ -109,11 +110,6 @@ def encode_shard(job: ShardJob) -> None:
     buffer = io.BytesIO()
     np.savez(buffer, **vars(result))
     atomic_write(job.result, buffer.getvalue())
-
-
-def count_tokens(counts: NDArray[np.int64], pack: Pack) -> None:
-    """Add the tokens of `pack` to `counts` [vocab]."""
-    counts += np.bincount(pack.tokens, minlength=len(counts))
 
 
 def read_result(job: ShardJob) -> ShardResult:

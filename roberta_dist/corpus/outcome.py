@@ -91,4 +91,7 @@ def describe(report: dict[str, Any]) -> str:
         f"held out {100 * held_out / text_bytes:.2f} % of the text",
         f"tokenizer: {tokenizer['vocab_size']} entries, encoded through {tokenizer['backend']}",
     ]
+    wanted = report["settings"]["tokenizer.vocab_size"]
+    if report["settings"]["tokenizer.path"] is None and tokenizer["vocab_size"] < wanted:
+        lines.append(f"note: the text has no more than those; tokenizer.vocab_size={wanted}")
     return "\n".join(lines)

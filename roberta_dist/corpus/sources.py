@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -53,7 +53,7 @@ class SourceFiles:
         ]
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
-    def documents(self, advance: Advance) -> Iterator[Document]:
+    def documents(self, advance: Advance) -> Generator[Document, None, None]:
         """All documents in order; `advance` is told of progress.
 
         Raises:

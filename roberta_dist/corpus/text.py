@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import glob
 import gzip
+import io
 import json
 import re
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
+
+import zstandard
 
 from roberta_dist.config.corpus import DocumentUnit
 from roberta_dist.errors import ConfigError, DataFault
+from roberta_dist.units import KIB, MIB
 
 JSONL_SUFFIXES = (".jsonl", ".ndjson", ".json")
 COMPRESSED_SUFFIXES = (".gz", ".zst")
@@ -91,25 +96,57 @@ def _plain_name(path: Path) -> str:
     return path.stem.lower() if name.endswith(COMPRESSED_SUFFIXES) else name
 
 
+class _ZstdFile(io.RawIOBase):
+    """All frames of a .zst file. The library's own reader stops after the first frame and takes a
+    file that was cut short for a complete one."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = io.FileIO(path)
+        self._frame = zstandard.ZstdDecompressor().decompressobj()
+        self._started = False
+        self._ready = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+    def readinto(self, target: Any) -> int:
+        """Raises EOFError where the file ends inside a frame."""
+        while not self._ready:
+            data = self._frame.unused_data if self._frame.eof else b""
+            data = data or self._file.read(64 * KIB)
+            if not data:
+                if self._started and not self._frame.eof:
+                    raise EOFError("the file ends inside a compressed frame")
+                return 0
+            if self._frame.eof:
+                self._frame = zstandard.ZstdDecompressor().decompressobj()
+            self._started = True
+            self._ready = memoryview(self._frame.decompress(data))
+        count = min(len(target), len(self._ready))
+        target[:count] = self._ready[:count]
+        self._ready = self._ready[count:]
+        return count
+
+
 def _open(path: Path) -> BinaryIO:
     if path.suffix.lower() == ".gz":
         return cast(BinaryIO, gzip.open(path, "rb"))
     if path.suffix.lower() == ".zst":
-        import zstandard
-
-        return cast(BinaryIO, zstandard.open(path, "rb"))
+        return io.BufferedReader(_ZstdFile(path), buffer_size=MIB)
     return open(path, "rb")
 
 
 def _lines(path: Path) -> Iterator[bytes]:
     """Lines of a file, the byte-order mark taken off."""
-    import zstandard
-
     try:
         with closing(_open(path)) as handle:
             for number, line in enumerate(handle):
                 yield line.removeprefix(b"\xef\xbb\xbf") if number == 0 else line
-    except (OSError, EOFError, zstandard.ZstdError) as error:
+    except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
         raise DataFault(f"{path}: cannot be read ({error})", "repair or remove the file") from error
 
 
@@ -169,7 +206,7 @@ def read_jsonl(path: Path, text_field: str) -> Iterator[Document]:
 
 def read_files(
     files: list[Path], read: Callable[[Path], Iterator[Document]], advance: Callable[[int], object]
-) -> Iterator[Document]:
+) -> Generator[Document, None, None]:
     """Documents of all files in order; `advance` is told each file's bytes once it is read."""
     for path in files:
         yield from read(path)

@@ -9,6 +9,7 @@ CORPUS/.prepare/done/        one result a complete shard
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import shutil
@@ -51,6 +52,10 @@ def locked(output: Path) -> Iterator[None]:
                 f"output={output}: another prepare is writing there",
                 "wait for it, or give another output=",
             ) from error
+        except OSError as error:
+            # File systems without locks (some parallel ones): go on unprotected.
+            if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+                raise
         yield
 
 
