@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,10 @@ pytestmark = pytest.mark.unit
 
 @pytest.fixture(scope="module")
 def documents() -> list[str]:
-    """1,000 texts of very different length; code, prose, tables."""
+    """1,000 texts: prose, tables, code samples."""
     found: list[str] = []
     for file in find_documentation():
-        found += [document.text for document in read_documentation(file)]
+        found += [document.text[:4000] for document in read_documentation(file)]
         if len(found) >= 1000:
             break
     return found[:1000]
@@ -77,9 +78,13 @@ def test_cutting_does_not_change_tokens(bpe: Bpe, documents: list[str]) -> None:
         assert_same(encoded.tokens, whole(bpe, text))
 
 
+# Planes 4 to 13 hold nothing but unassigned characters, 15 and 16 private ones.
+POINTS = [*range(0x40000), *range(0xE0000, 0xE0200), *range(0xF0000, 0xF0100)]
+
+
 def test_every_code_point(bpe: Bpe) -> None:
     """Both engines class each character alike, before letters, after them and doubled."""
-    points = [chr(point) for point in range(0x110000) if not 0xD800 <= point < 0xE000]
+    points = [chr(point) for point in POINTS if not 0xD800 <= point < 0xE000]
     text = "".join(f"{point}a{point} {point}" for point in points)
     assert_same(with_tiktoken(bpe).encode(text).tokens, without_tiktoken(bpe).encode(text).tokens)
 
@@ -104,6 +109,7 @@ def test_hard_texts(bpe: Bpe, name: str) -> None:
     assert not np.isin(encoded.tokens, list(vars(bpe.specials).values())).any()
 
 
+SPECIAL = re.compile("</?s>|<(pad|unk|mask)>")
 FORMS = {
     "folder": None,
     "vocab.json and merges.txt": ("vocab.json", "merges.txt"),
@@ -134,11 +140,7 @@ def test_auto_tokenizer(bpe: Bpe, documents: list[str], tmp_path: Path, form: st
     assert tokenizer.pad_token_id == bpe.specials.pad
     given = tokenizer(documents, verbose=False)["input_ids"]
     for text, ids in zip(documents, given, strict=True):
-        if any(
-            special in text
-            for special in bpe.vocab
-            if special.startswith("<") and len(special) > 2 and special.endswith(">")
-        ):
+        if SPECIAL.search(text):  # AutoTokenizer makes a literal `</s>` special, on purpose
             continue
         assert ids[0] == bpe.specials.bos and ids[-1] == bpe.specials.eos
         assert_same(np.array(ids[1:-1], dtype=np.uint16), encoder.encode(text).tokens)
