@@ -45,7 +45,7 @@ WALK = [
     ["launch", "data.path=corpus", "run_dir=run", "cluster.workers_per_node=2", *SMALL],
     ["evaluate", "run_dir=run", "evaluate.max_rows=32"],
     ["export", "run_dir=run"],
-    # report
+    ["report", "run_dir=run"],
     ["predict", "model_path=run/export", 'text=["Return the <mask>."]'],
     ["doctor"],
 ]  # fmt: skip

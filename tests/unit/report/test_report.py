@@ -1,0 +1,126 @@
+"""A run folder becomes a picture, whatever state the run is in."""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from roberta_dist.config.load import to_yaml
+from roberta_dist.config.roots import PretrainConfig, ReportConfig
+from roberta_dist.errors import ConfigError, DataFault
+from roberta_dist.report.picture import headline, smooth
+from roberta_dist.report.read import read_run
+from roberta_dist.report.run import report
+
+pytestmark = pytest.mark.unit
+
+
+def metrics(steps, evaluated=()):
+    rows = []
+    for step in steps:
+        loss = None if step == 3 else 9.0 - 0.1 * step
+        rows.append({"step": step, "loss": loss, "lr": 1e-3, "grad_norm": 1.5, "tokens_per_s": 2e3})
+        if step in evaluated:
+            rows.append({"step": step, "eval_loss": 8.0, "eval_masked_tokens": 10.0})
+    return [json.dumps(row) for row in rows]
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    """A run of ten steps with two evaluations, its corpus beside it."""
+    corpus, run_dir = tmp_path / "corpus", tmp_path / "run"
+    (corpus / "held_out").mkdir(parents=True)
+    (corpus / "held_out" / "manifest.json").write_text('{"unigram_entropy": 6.25}')
+    run_dir.mkdir()
+    config = PretrainConfig()
+    config = replace(
+        config,
+        data=replace(config.data, path=str(corpus)),
+        schedule=replace(config.schedule, max_steps=20, warmup_steps=2),
+    )
+    (run_dir / "config.yaml").write_text(to_yaml(config))
+    (run_dir / "environment.json").write_text('{"world_size": 2, "device": "cpu"}')
+    lines = metrics(range(1, 11), evaluated=(5, 10))
+    (run_dir / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    return run_dir
+
+
+def size(path):
+    """Width and height of a PNG."""
+    header = path.read_bytes()[:24]
+    assert header.startswith(b"\x89PNG\r\n\x1a\n")
+    return struct.unpack(">II", header[16:])
+
+
+def test_the_picture_lies_in_the_run_folder_and_is_told(run_dir, capsys):
+    assert report(ReportConfig(run_dir=str(run_dir))) == 0
+    width, height = size(run_dir / "metrics.png")
+    assert width > 1000 and height > 600
+    told = capsys.readouterr().out
+    assert str(run_dir / "metrics.png") in told
+    assert "step 10 of 20" in told
+    assert "held-out loss 8.000" in told and "unigram entropy 6.250" in told
+
+
+def test_the_picture_may_lie_elsewhere(run_dir, tmp_path):
+    output = tmp_path / "docs" / "picture.png"
+    assert report(ReportConfig(run_dir=str(run_dir), output=str(output))) == 0
+    assert size(output) and not (run_dir / "metrics.png").exists()
+
+
+def test_columns_keep_steps_and_evaluations_apart(run_dir):
+    run = read_run(run_dir)
+    assert run.training["step"].tolist() == list(range(1, 11))
+    assert np.flatnonzero(np.isnan(run.training["loss"])).tolist() == [2]
+    assert run.held_out["step"].tolist() == [5, 10]
+    assert run.held_out["eval_loss"].tolist() == [8.0, 8.0]
+    assert run.unigram_entropy == 6.25
+
+
+def test_a_run_that_just_started_on_another_machine_is_drawn(run_dir):
+    (run_dir / "metrics.jsonl").write_text(metrics([1])[0] + "\n")
+    (run_dir / "environment.json").unlink()
+    (run_dir.parent / "corpus" / "held_out" / "manifest.json").unlink()
+    assert headline(read_run(run_dir)) == "step 1 of 20"
+    assert report(ReportConfig(run_dir=str(run_dir))) == 0
+
+
+def test_a_line_that_is_being_written_is_left_out(run_dir):
+    with open(run_dir / "metrics.jsonl", "a") as file:
+        file.write('{"step": 11, "lo')
+    assert read_run(run_dir).training["step"][-1] == 10
+
+
+@pytest.mark.parametrize("damage", ['{"step": 2, "lo', '{"loss": 1.0}', "[]", "null"])
+def test_a_damaged_line_is_named(run_dir, damage):
+    lines = metrics(range(1, 4))
+    lines[1] = damage
+    (run_dir / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    with pytest.raises(DataFault, match=r"metrics\.jsonl: line 2 is damaged"):
+        read_run(run_dir)
+
+
+@pytest.mark.parametrize("missing", ["metrics.jsonl", "config.yaml"])
+def test_what_is_no_run_is_refused(run_dir, missing):
+    (run_dir / missing).unlink()
+    with pytest.raises(ConfigError, match=r"run_dir=.*is missing"):
+        report(ReportConfig(run_dir=str(run_dir)))
+
+
+def test_a_run_without_a_step_is_refused(run_dir):
+    (run_dir / "metrics.jsonl").write_text("")
+    with pytest.raises(ConfigError, match="no step is logged yet"):
+        report(ReportConfig(run_dir=str(run_dir)))
+
+
+def test_smoothing_is_the_mean_of_what_is_known():
+    values = np.sin(np.arange(500) / 9)
+    values[[0, 17, 499]] = np.nan
+    wanted = [np.nanmean(values[max(0, i - 5) : i + 6]) for i in range(500)]
+    np.testing.assert_allclose(smooth(values), wanted, rtol=1e-9, atol=1e-12)
+    short = np.array([1.0, np.nan, 3.0])
+    np.testing.assert_array_equal(smooth(short), short)
