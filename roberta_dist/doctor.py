@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from roberta_dist import __version__
 from roberta_dist.config.roots import DoctorConfig
@@ -19,7 +20,8 @@ PACKAGES = (
     "torch", "deepspeed", "webdataset", "wandb", "hydra-core", "transformers", "tokenizers",
     "tiktoken", "safetensors", "numpy",
 )  # fmt: skip
-WANDB_HOST = "api.wandb.ai"
+WANDB_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")
+"""Where `wandb login` keeps its key for: the second since W&B's service moved (wandb 0.31)."""
 CPU_OPERATOR = "deepspeed_shm_comm"
 Fact = tuple[str, str]
 
@@ -122,8 +124,10 @@ def wandb_key() -> str:
     if os.environ.get("WANDB_API_KEY"):
         return "a key is in WANDB_API_KEY"
     path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    own = urlsplit(os.environ.get("WANDB_BASE_URL", "")).hostname
     try:
-        if netrc.netrc(str(path)).authenticators(WANDB_HOST):
+        known = netrc.netrc(str(path)).hosts
+        if known.keys() & {*WANDB_HOSTS, own}:
             return f"a key is in {path}"
     except (OSError, netrc.NetrcParseError):
         pass

@@ -21,9 +21,17 @@ def test_the_key_is_found_but_never_told(monkeypatch, tmp_path):
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     assert wandb_key() == "no key found"
-    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password sesame\n")
-    (tmp_path / "netrc").chmod(0o600)
-    assert "a key is in" in wandb_key() and "sesame" not in wandb_key()
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example:8080")
+    for host, found in (
+        ("api.wandb.ai", True),
+        ("api.forge.coreweave.com", True),
+        ("wandb.example", True),
+        ("elsewhere.example", False),
+    ):
+        (tmp_path / "netrc").write_text(f"machine {host} login user password sesame\n")
+        (tmp_path / "netrc").chmod(0o600)
+        assert wandb_key().startswith("a key is in") == found
+        assert "sesame" not in wandb_key()
     monkeypatch.setenv("WANDB_API_KEY", "sesame")
     assert "WANDB_API_KEY" in wandb_key() and "sesame" not in wandb_key()
 
