@@ -28,7 +28,7 @@ from roberta_dist.corpus.pool import ordered_map
 from roberta_dist.corpus.reading import HELD_OUT, TRAIN, ReadCounts, spool_documents
 from roberta_dist.corpus.sources import SourceFiles, open_source
 from roberta_dist.corpus.spool import bucket_count, bucket_name, bucket_order, bucket_texts
-from roberta_dist.corpus.workfolder import WORK_NAME, begin, locked
+from roberta_dist.corpus.workfolder import WORK_NAME, begin, locked, sweep
 from roberta_dist.errors import ConfigError
 from roberta_dist.runtime.files import write_json
 from roberta_dist.units import MIB
@@ -67,6 +67,7 @@ def prepare(config: PrepareConfig) -> int:
         bpe = _tokenizer(config, buckets)
         results = _encode(config, buckets)
         report = join_shards(config, bpe, results, counts, settings, source)
+        sweep(output)
         write_json(output / "prepare.json", report)
         # Some network file systems keep the open lock file, and with it the folder, for a while.
         shutil.rmtree(output / WORK_NAME, ignore_errors=True)

@@ -86,3 +86,10 @@ def clear(output: Path) -> None:
     (work / "spool.json").unlink(missing_ok=True)
     for folder in (work / "spool", work / "done", *(output / name for name in WRITTEN)):
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def sweep(output: Path) -> None:
+    """Remove half-written files that killed processes left in a corpus about to be complete."""
+    for folder in (output, *(output / name for name in WRITTEN)):
+        for path in folder.glob(".*.tmp-*"):
+            path.unlink(missing_ok=True)

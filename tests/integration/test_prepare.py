@@ -197,6 +197,7 @@ def test_complete_shards_are_not_encoded_again(
     with pytest.raises(StorageError):
         run(arguments)
     first = [*written]
+    (tmp_path / "c/train/.shard-000002.tar.tmp-1").write_bytes(b"half a shard of a killed process")
     monkeypatch.setattr(
         encoding, "write_shard", lambda p, q: (written.append(p.name), write(p, q))[1]
     )
