@@ -44,14 +44,18 @@ unset PYTHONPATH PYTHONHOME
 install() { .venv/bin/python -m pip install --quiet --progress-bar off -c launch/constraints.txt "$@"; }
 pinned() { grep -E "^$1==" launch/constraints.txt; }
 install setuptools wheel numpy "$(pinned torch)"
-if .venv/bin/python -c 'import sys, torch; sys.exit(torch.cuda.is_available())'; then
+built=.venv/deepspeed.stamp # for which torch and DeepSpeed the operator was built
+wanted=$(pinned torch && pinned deepspeed)
+if .venv/bin/python -c 'import sys, torch; sys.exit(torch.cuda.is_available())' &&
+    [[ ! -f $built || "$(cat "$built")" != "$wanted" ]]; then
     # Without a GPU ranks meet in shared memory. Built now, because DeepSpeed would otherwise build it in
     # the first run, behind a lock that stays for ever if that run is killed, and not in a path with blanks.
     # Never from pip's cache, which does not know with which of its operators a wheel was built.
     echo "launch/setup.sh: building DeepSpeed with its CPU all-reduce (a minute or two)"
     install einops hjson msgpack ninja packaging psutil py-cpuinfo pydantic tqdm
     DS_BUILD_SHM_COMM=1 DS_ACCELERATOR=cpu install --no-build-isolation --no-deps --no-cache-dir \
-        --no-binary deepspeed "$(pinned deepspeed)"
+        --force-reinstall --no-binary deepspeed "$(pinned deepspeed)"
+    printf '%s\n' "$wanted" >"$built"
 fi
 install -e '.[test]'
 printf '%s\n' "$fingerprint" >"$stamp"

@@ -28,4 +28,4 @@ def learning_rate(step: int, peak: float, schedule: ScheduleConfig) -> float:
         return schedule.end_lr
     power = schedule.power if schedule.decay is Decay.polynomial else 1.0
     rest = 1 - (done - schedule.warmup_steps) / (schedule.max_steps - schedule.warmup_steps)
-    return (peak - schedule.end_lr) * rest**power + schedule.end_lr
+    return float((peak - schedule.end_lr) * rest**power + schedule.end_lr)
