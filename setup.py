@@ -31,7 +31,7 @@ setup(
         "torch>=2.6",
         "deepspeed>=0.19.8",
         "webdataset>=1.0.2",
-        "wandb>=0.20",
+        "wandb>=0.31",
         "hydra-core>=1.3.2,<1.4",
         "omegaconf>=2.3,<2.4",
         "numpy>=1.26",

@@ -1,4 +1,8 @@
-"""Weights & Biases: off, offline (default) or online; never a wait for the network, never text."""
+"""Weights & Biases: off, offline (default) or online; never text, code or facts of the machine.
+
+Offline never touches a network. Online waits for one at most INIT_TIMEOUT_S at the start and
+FINISH_TIMEOUT_S at the end; what was not sent lies in RUN/wandb for `wandb sync`.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import logging
 import os
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +18,8 @@ from roberta_dist.config.watch import TrackConfig, WandbMode
 from roberta_dist.runtime.files import atomic_write
 
 LOGGER = logging.getLogger(__name__)
+INIT_TIMEOUT_S = 30.0
+FINISH_TIMEOUT_S = 60.0
 
 
 class WandbSink:
@@ -43,36 +50,58 @@ def _run_id(run_dir: Path) -> str:
 def open_wandb(
     config: TrackConfig, run_dir: Path, resume_step: int, hyperparameters: Mapping[str, Any]
 ) -> list[WandbSink]:
-    """The sink, or nothing when W&B is disabled or cannot start (a warning)."""
+    """The sink, or nothing when W&B is disabled or cannot start (a warning).
+
+    Online without an answer in 30 s goes on offline: `wandb sync` can send it later.
+    """
     if config.wandb is WandbMode.disabled:
         return []
-    # offline too, W    # W&B reports its own use and errors to its maker, offline too, unless told before it is importedB tells its maker about its use and errors unless this is set before the import
+    # offline too, W&B tells its maker about its use and errors unless this is set before the import
     os.environ["WANDB_ERROR_REPORTING"] = "false"
-    try:
+    modes = [WandbMode.offline]
+    if config.wandb is WandbMode.online:
+        modes.insert(0, WandbMode.online)
+    for mode in modes:
+        try:
+            return [WandbSink(_start(config, mode, run_dir, hyperparameters))]
+        except Exception as error:
+            LOGGER.warning("W&B cannot start %s: %s", mode.value, error)
+            _forget()
+    return []
+
+
+def _forget() -> None:
+    """End W&B's own process, which holds the id of the run that did not start."""
+    with suppress(Exception):
         import wandb
 
-        run = wandb.init(
-            mode=config.wandb.value,
-            project=config.wandb_project,
-            name=config.wandb_name or run_dir.name,
-            id=_run_id(run_dir),
-            resume="allow",
-            dir=str(run_dir),
-            config={key: str(getattr(v, "value", v)) for key, v in hyperparameters.items()},
-            settings=wandb.Settings(
-                console="off",
-                disable_code=True,
-                disable_git=True,
-                save_code=False,
-                x_save_requirements=False,
-                x_disable_stats=True,
-                x_disable_meta=True,
-                x_disable_machine_info=True,
-                silent=True,
-                init_timeout=30,
-            ),
-        )
-    except Exception as error:
-        LOGGER.warning("W&B is left out: %s", error)
-        return []
-    return [WandbSink(run)]
+        wandb.teardown()
+
+
+def _start(
+    config: TrackConfig, mode: WandbMode, run_dir: Path, hyperparameters: Mapping[str, Any]
+) -> Any:
+    import wandb
+
+    return wandb.init(
+        mode=mode.value,
+        project=config.wandb_project,
+        name=config.wandb_name or run_dir.name,
+        id=_run_id(run_dir),
+        resume="allow",
+        dir=str(run_dir),
+        config={key: str(getattr(v, "value", v)) for key, v in hyperparameters.items()},
+        settings=wandb.Settings(
+            console="off",
+            disable_code=True,
+            disable_git=True,
+            save_code=False,
+            x_save_requirements=False,
+            x_disable_stats=True,
+            x_disable_meta=True,
+            x_disable_machine_info=True,
+            silent=True,
+            init_timeout=INIT_TIMEOUT_S,
+            finish_timeout=FINISH_TIMEOUT_S,
+        ),
+    )

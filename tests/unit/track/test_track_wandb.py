@@ -127,4 +127,33 @@ def test_a_wandb_that_cannot_start_is_a_warning(tmp_path, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with caplog.at_level(logging.WARNING, "roberta_dist.track"):
         assert open_wandb(TrackConfig(), tmp_path, 0, {}) == []
-    assert "W&B is left out" in caplog.text
+    assert "W&B cannot start offline" in caplog.text
+
+
+ONLINE_WITHOUT_A_SERVER = """
+import sys
+from pathlib import Path
+
+from roberta_dist.config.watch import TrackConfig, WandbMode
+from roberta_dist.track import wandb_sink
+
+wandb_sink.INIT_TIMEOUT_S = 2.0
+online = TrackConfig(wandb=WandbMode.online)
+[sink] = wandb_sink.open_wandb(online, Path(sys.argv[1]), 0, {})
+sink.log(1, {"loss": 1.0})
+sink.close()
+"""
+
+
+def test_online_without_a_server_goes_on_offline(tmp_path):
+    nobody = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": KEY}
+    done = subprocess.run(
+        [sys.executable, "-c", ONLINE_WITHOUT_A_SERVER, str(tmp_path)],
+        env=os.environ | nobody,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "W&B cannot start online" in done.stderr
+    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
