@@ -25,6 +25,7 @@ from roberta_dist.engine.layout import gradient_parts, zero_stage
 from roberta_dist.engine.save import ensure_optimizer_state, load_checkpoint, save_checkpoint
 from roberta_dist.engine.setup import initialize
 from roberta_dist.runtime.dist import all_sum
+from roberta_dist.runtime.heap import HeapTrimmer
 from roberta_dist.runtime.rng import derive_key
 from roberta_dist.runtime.world import World
 from roberta_dist.stream.batch import Batch
@@ -68,6 +69,7 @@ class TrainEngine:
         self.world = world
         self.device = device
         self.seed = config.train.seed
+        self._heap = HeapTrimmer(enabled=device.type == "cpu")
         self.engine = initialize(model, optimizer, config, micro_steps, device)
         ensure_optimizer_state(self.engine, 0)
 
@@ -83,6 +85,7 @@ class TrainEngine:
         if masked:
             for micro_step, batch in enumerate(batches):
                 loss_sum += self._micro_step(batch, step, micro_step, len(batches), masked)
+                self._heap.check()
         loss, grad_norm = self._agree(loss_sum, masked)
         computed = time.perf_counter()
         applied = masked > 0 and is_finite(loss, grad_norm)

@@ -82,7 +82,10 @@ def _write_shard(engine: Any, folder: Path, world: World) -> list[FragmentEntry]
         try:
             save_file(tensors, path)
         except SafetensorError as error:  # safetensors wraps the OSError of a full disk
-            raise StorageError(f"{path}: {error}", "free space, run again") from error
+            full = "os error 28" in str(error)
+            raise StorageError(
+                f"{path}: {'no space left on the disk' if full else error}", "free space, run again"
+            ) from error
         fsync_file(path)
     return [FragmentEntry(f.name, f.start, f.length, shard_name(world.rank)) for f in fragments]
 

@@ -74,8 +74,11 @@ def write_config(run_dir: Path, corpus: Path, *overrides: str) -> Path:
     return path
 
 
-def start(config: Path, world_size: int, attempt: str = "attempt_000") -> Ranks:
+def start(
+    config: Path, world_size: int, attempt: str = "attempt_000", output: Path | None = None
+) -> Ranks:
     """Start the worker on every rank, as srun or the deepspeed launcher would."""
+    output = output or config.parent
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -86,7 +89,7 @@ def start(config: Path, world_size: int, attempt: str = "attempt_000") -> Ranks:
             "LOCAL_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
             "OMP_NUM_THREADS": "1", "ROBERTA_DIST_ATTEMPT": attempt,
         }  # fmt: skip
-        logs.append(config.parent / f"{attempt}.{world_size}.{rank}.out")
+        logs.append(output / f"{attempt}.{world_size}.{rank}.out")
         with open(logs[-1], "wb") as log:
             command = [sys.executable, "-m", "roberta_dist.train", str(config)]
             processes.append(subprocess.Popen(command, env=environ, stdout=log, stderr=log))

@@ -22,6 +22,8 @@ from run_support import (
     write_config,
 )
 
+from roberta_dist.checkpoint.reader import latest_checkpoint, load_weights
+
 pytestmark = pytest.mark.world
 LAST = "checkpoints/step_00000040"
 
@@ -163,11 +165,9 @@ def small_disk(tmp_path):
 def test_a_full_disk_keeps_the_last_complete_checkpoint(tmp_path, corpus, small_disk):
     run_dir = small_disk / "run"
     config = write_config(run_dir, corpus, "checkpoint.keep_last=9", "checkpoint.every_steps=1")
-    ranks = start(config, 1)
+    ranks = start(config, 1, output=tmp_path)
     assert ranks.wait() == [3], ranks.output()[-3000:]
     assert "no space left" in ranks.output() and str(run_dir) in ranks.output()
-    from roberta_dist.checkpoint.reader import latest_checkpoint, load_weights
-
     newest = latest_checkpoint(run_dir)
     assert newest is not None and load_weights(newest)
     assert not list((run_dir / "checkpoints").glob(".tmp*"))
