@@ -19,7 +19,7 @@ step() { printf '\n== %s\n' "$1"; }
 SECONDS=0
 
 step "1/6 prepare: the documentation in this Python becomes a tokenizer and shards"
-roberta-dist prepare corpus=quickstart tokenizer.vocab_size=8192 output=$corpus
+roberta-dist prepare corpus=quickstart tokenizer.vocab_size=8192 tokenizer.train_mib=16 output=$corpus
 
 step "2/6 launch: $workers DeepSpeed ZeRO workers"
 roberta-dist launch experiment=quickstart cluster=local cluster.workers_per_node=$workers \

@@ -111,6 +111,13 @@ def load_bpe(path: Path) -> Bpe:
             f"tokenizer.path={path}: ids up to {bpe.size - 1}, and tokens are stored as uint16",
             f"give a tokenizer of at most {MAX_VOCAB} entries",
         )
+    missing = [byte for byte, character in byte_alphabet().items() if character not in bpe.vocab]
+    if missing:
+        raise ConfigError(
+            f"tokenizer.path={path}: has no entry for {len(missing)} of the 256 bytes "
+            f"(the first is {missing[0]}), so text with them would be lost",
+            "give a byte-level BPE that covers every byte",
+        )
     return bpe
 
 

@@ -114,6 +114,7 @@ class Encoder:
     def __init__(self, bpe: Bpe, longest_sentence: int = MAX_SENTENCE_TOKENS) -> None:
         self._longest = min(longest_sentence, MAX_SENTENCE_TOKENS)
         self._has_newline = _newline_table(bpe)
+        self._cuts_are_exact = bpe.gpt2_pattern
         if tiktoken_agrees(bpe):
             self.backend = "tiktoken"
             self._encode_piece = _tiktoken_encoder(bpe)
@@ -128,6 +129,8 @@ class Encoder:
         for piece, forced in cut_pieces(text):
             parts.append(self._encode_piece(piece))
             forced_cuts += forced
+        if not self._cuts_are_exact:  # another pattern may match across a cut
+            forced_cuts = max(0, len(parts) - 1)
         tokens = np.concatenate(parts) if parts else np.zeros(0, dtype=np.uint16)
         return Encoded(
             tokens, sentence_lengths(tokens, self._has_newline, self._longest), forced_cuts

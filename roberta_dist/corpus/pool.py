@@ -8,7 +8,11 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
+
+from roberta_dist.errors import DataFault
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -28,7 +32,8 @@ def ordered_map(
 ) -> Iterator[Result]:
     """`map(function, items)` over processes, results in order; in this process where one is enough.
 
-    An error of `function` is raised here and ends the workers. Processes are spawned, not forked:
+    An error of `function` is raised here and ends the workers; so is the death of one, for which
+    `multiprocessing.Pool` would wait for ever. Processes are spawned, not forked:
     tokenizers and tqdm have threads, and a forked copy of their locks may never open.
     """
     workers = min(worker_count(workers), -(-len(items) // chunk))
@@ -36,8 +41,18 @@ def ordered_map(
         yield from map(function, items)
         return
     context = multiprocessing.get_context("spawn")
-    with context.Pool(workers, initializer=_start_worker, initargs=(os.getpid(),)) as pool:
-        yield from pool.imap(function, items, chunksize=chunk)
+    pool = ProcessPoolExecutor(
+        workers, mp_context=context, initializer=_start_worker, initargs=(os.getpid(),)
+    )
+    try:
+        yield from pool.map(function, items, chunksize=chunk)
+    except BrokenProcessPool as error:
+        raise DataFault(
+            f"a process of {workers} ended without a result (out of memory, or killed)",
+            "give fewer corpus.workers, run again: complete shards are kept",
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _start_worker(parent: int) -> None:

@@ -108,7 +108,7 @@ class TrainEngine:
     ) -> Tensor:
         torch.manual_seed(derive_key(self.seed, "dropout", step, micro_step, self.world.rank) >> 1)
         self.engine.set_gradient_accumulation_boundary(micro_step == micro_steps - 1)
-        loss = self.engine(**to_tensors(batch, self.device))
+        loss: Tensor = self.engine(**to_tensors(batch, self.device))
         # The product is a new tensor on purpose: DeepSpeed 0.19.8 divides by the accumulation steps
         # when backward() gets the very tensor that forward() returned (BF16_Optimizer, stage 0).
         self.engine.backward(loss * (self.world.world_size / masked), scale_wrt_gas=False)

@@ -6,7 +6,6 @@ leave: DONE, REQUEUE, or `exit_code` in the attempt's folder.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Mapping
@@ -28,7 +27,7 @@ from roberta_dist.launcher.machine import (
 )
 from roberta_dist.launcher.processes import Interrupts, ProcessGroup
 from roberta_dist.runtime.files import atomic_write
-from roberta_dist.runtime.rundir import RunPaths, next_attempt
+from roberta_dist.runtime.rundir import RunPaths, is_done, next_attempt
 
 POLL_S = 0.2
 GRACE_S = 10.0
@@ -50,7 +49,7 @@ def launch(config: PretrainConfig) -> int:
     """
     config = with_absolute_paths(config)
     paths = RunPaths(Path(config.run_dir))
-    if is_done(paths, config):
+    if is_done(paths, config.schedule.max_steps):
         _say(f"{paths.root}: already complete")
         return 0
     check_corpus(Path(config.data.path))
@@ -79,14 +78,6 @@ def with_absolute_paths(config: PretrainConfig) -> PretrainConfig:
     run_dir = Path(config.run_dir).expanduser().absolute()
     data_path = Path(config.data.path).expanduser().absolute()
     return replace(config, run_dir=str(run_dir), data=replace(config.data, path=str(data_path)))
-
-
-def is_done(paths: RunPaths, config: PretrainConfig) -> bool:
-    """True if DONE stands for what `config` asks; it does not once `max_steps` was raised."""
-    if not paths.done.is_file():
-        return False
-    done = json.loads(paths.done.read_text())
-    return bool(done["step"] >= config.schedule.max_steps or done["reason"] == "early_stop")
 
 
 def check_corpus(folder: Path) -> None:
@@ -164,7 +155,7 @@ def outcome(
     """Exit code of an attempt, from what it left; LaunchError if it left nothing."""
     recorded = attempt / "exit_code"
     told = int(recorded.read_text()) if recorded.is_file() else None
-    if is_done(paths, config):
+    if is_done(paths, config.schedule.max_steps):
         _say(f"{paths.root}: done")
         return 0
     if paths.requeue.is_file():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +64,14 @@ class RunPaths:
     def export(self) -> Path:
         """The Hugging Face folder."""
         return self.root / "export"
+
+
+def is_done(paths: RunPaths, max_steps: int) -> bool:
+    """True if DONE stands for `max_steps`; it does not once they were raised."""
+    if not paths.done.is_file():
+        return False
+    done = json.loads(paths.done.read_text())
+    return bool(done["step"] >= max_steps or done["reason"] == "early_stop")
 
 
 def next_attempt(paths: RunPaths) -> Path:

@@ -9,9 +9,10 @@ HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class StopRequest:
-    """Set by the first SIGTERM, SIGINT or SIGUSR1; the second ends the process at once.
+    """Set by the first SIGTERM, SIGINT or SIGUSR1; a SIGINT after that ends the process at once.
 
     The handler only sets a flag: standard output may be gone by then, and saving needs all ranks.
+    A second SIGTERM means nothing new: SLURM sends it twice for one scancel.
     """
 
     def __init__(self) -> None:
@@ -23,7 +24,7 @@ class StopRequest:
             signal.signal(signum, self._handle)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
-        if self.signum and signum != signal.SIGUSR1:
+        if self.signum and signum == signal.SIGINT:
             signal.signal(signum, signal.SIG_DFL)
             signal.raise_signal(signum)
         self.signum = signum

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 import traceback
@@ -19,7 +18,7 @@ from roberta_dist.runtime.dist import barrier, on_main
 from roberta_dist.runtime.files import atomic_write, write_json
 from roberta_dist.runtime.logs import setup_logging
 from roberta_dist.runtime.parent import exit_with_parent
-from roberta_dist.runtime.rundir import RunPaths, current_attempt
+from roberta_dist.runtime.rundir import RunPaths, current_attempt, is_done
 from roberta_dist.runtime.signals import StopRequest
 from roberta_dist.runtime.world import World, detect_world
 from roberta_dist.track.sinks import Tracker, open_tracker
@@ -45,7 +44,7 @@ def pretrain(config: PretrainConfig) -> int:
     exit_with_parent()
     world = detect_world()
     paths = RunPaths(Path(config.run_dir))
-    if _already_done(paths, config):
+    if is_done(paths, config.schedule.max_steps):
         if world.is_main:
             print(f"{paths.root}: already complete at step {config.schedule.max_steps}")
         return 0
@@ -64,13 +63,6 @@ def pretrain(config: PretrainConfig) -> int:
         raise
     finally:
         close_world()
-
-
-def _already_done(paths: RunPaths, config: PretrainConfig) -> bool:
-    if not paths.done.is_file():
-        return False
-    done = json.loads(paths.done.read_text())
-    return bool(done["step"] >= config.schedule.max_steps or done["reason"] == "early_stop")
 
 
 def _attempt(
