@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from pathlib import Path
 
 LAUNCHER_VARIABLE = "ROBERTA_DIST_LAUNCHER_PID"
 """Process id of our launcher, set by it for its workers."""
@@ -43,10 +44,11 @@ def _in_other_group(launcher: int) -> bool:
 def exit_with_parent() -> None:
     """End this process within about a second once the launcher, or the parent, is gone.
 
-    Only under our launcher: under srun or a user's shell the parent is not ours to judge.
+    Only under our launcher: under srun or a user's shell the parent is not ours to judge. Only
+    where /proc tells who is alive: elsewhere the launcher's own clean-up has to do.
     """
     launcher = os.environ.get(LAUNCHER_VARIABLE, "")
-    if launcher.isdigit():
+    if launcher.isdigit() and Path("/proc/self/stat").is_file():
         pid = int(launcher)
         arguments = (pid, os.getppid(), _in_other_group(pid))
         threading.Thread(target=_watch, args=arguments, daemon=True).start()

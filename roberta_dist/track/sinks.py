@@ -138,9 +138,9 @@ class Tracker:
 
     def close(self) -> None:
         """Close every sink."""
+        self._try(lambda sink: sink.close())
         for sink in self._required:
             sink.close()
-        self._try(lambda sink: sink.close())
 
     def _try(self, action: Callable[[Sink], None]) -> None:
         for sink in list(self._optional):
@@ -164,10 +164,20 @@ def open_tracker(
         return Tracker([], [])
     from roberta_dist.track.wandb_sink import open_wandb
 
+    required: list[Sink] = [JsonlSink(run_dir / "metrics.jsonl")]
     optional: list[Sink] = []
     if config.tensorboard:
-        optional.append(TensorboardSink(run_dir / "tensorboard", resume_step))
-    optional.extend(open_wandb(config, run_dir, resume_step, hyperparameters))
+        optional.extend(_opened(lambda: TensorboardSink(run_dir / "tensorboard", resume_step)))
+    optional.extend(open_wandb(config, run_dir, hyperparameters))
     if config.progress:
-        optional.append(ProgressSink(resume_step, total_steps))
-    return Tracker([JsonlSink(run_dir / "metrics.jsonl")], optional)
+        optional.extend(_opened(lambda: ProgressSink(resume_step, total_steps)))
+    return Tracker(required, optional)
+
+
+def _opened(open_sink: Callable[[], Sink]) -> list[Sink]:
+    """The sink, or nothing and a warning: a dashboard that cannot start stops no run."""
+    try:
+        return [open_sink()]
+    except Exception as error:
+        LOGGER.warning("a dashboard cannot start and is left out: %r", error)
+        return []

@@ -8,26 +8,32 @@ from pathlib import Path
 from roberta_dist.runtime.files import atomic_write
 
 
-def _step(line: str) -> float:
+def _belongs(line: bytes, after_step: int) -> bool:
     try:
-        return float(json.loads(line)["step"])
+        return bool(json.loads(line)["step"] <= after_step)
     except (ValueError, KeyError, TypeError):
-        return float("inf")  # half-written: a kill cut it
+        return False  # half-written: a kill cut it
 
 
 def truncate_metrics(path: Path, after_step: int, removed_to: Path) -> int:
     """Keep the lines with step ≤ `after_step`; move the others to the end of `removed_to`.
+
+    What is kept ends with a newline, so that the next line does not join the last one.
 
     Returns:
         Lines removed; 0 when there is no file.
     """
     if not path.is_file():
         return 0
-    lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line]
-    kept = [line for line in lines if _step(line) <= after_step]
-    removed = [line for line in lines if _step(line) > after_step]
+    content = path.read_bytes()
+    kept: list[bytes] = []
+    removed: list[bytes] = []
+    for line in content.split(b"\n"):
+        if line:
+            (kept if _belongs(line, after_step) else removed).append(line + b"\n")
     if removed:
-        earlier = removed_to.read_text(encoding="utf-8") if removed_to.is_file() else ""
-        atomic_write(removed_to, earlier + "".join(f"{line}\n" for line in removed))
-        atomic_write(path, "".join(f"{line}\n" for line in kept))
+        earlier = removed_to.read_bytes() if removed_to.is_file() else b""
+        atomic_write(removed_to, earlier + b"".join(removed))
+    if b"".join(kept) != content:
+        atomic_write(path, b"".join(kept))
     return len(removed)

@@ -48,7 +48,7 @@ def _run_id(run_dir: Path) -> str:
 
 
 def open_wandb(
-    config: TrackConfig, run_dir: Path, resume_step: int, hyperparameters: Mapping[str, Any]
+    config: TrackConfig, run_dir: Path, hyperparameters: Mapping[str, Any]
 ) -> list[WandbSink]:
     """The sink, or nothing when W&B is disabled or cannot start (a warning).
 

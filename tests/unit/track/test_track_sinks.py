@@ -130,6 +130,21 @@ def test_the_bar_shows_step_loss_and_speed_from_where_the_run_resumes(capsys):
     assert "50/100" in shown and "loss=7.250" in shown and "tok/s=1234" in shown
 
 
+def test_a_dashboard_that_cannot_start_stops_no_run(tmp_path, monkeypatch, caplog):
+    def dead(*_, **__):
+        raise BrokenPipeError("the terminal is gone")
+
+    (tmp_path / "tensorboard").write_text("in the way")
+    monkeypatch.setattr("roberta_dist.track.sinks.tqdm", dead)
+    shown = TrackConfig(wandb=WandbMode.disabled, tensorboard=True, progress=True)
+    with caplog.at_level(logging.WARNING, "roberta_dist.track"):
+        tracker = open_tracker(shown, tmp_path, 0, 1, True, {})
+        tracker.log(1, {"loss": 1.0})
+        tracker.close()
+    assert len(caplog.records) == 2 and "the terminal is gone" in caplog.text
+    assert [row["step"] for row in lines(tmp_path / "metrics.jsonl")] == [1]
+
+
 # metrics.jsonl is cut back to the checkpoint's step
 
 
@@ -165,3 +180,23 @@ def test_nothing_to_cut_touches_nothing(tmp_path):
     assert truncate_metrics(path, 5, removed) == 0
     assert path.stat().st_mtime_ns == before
     assert not removed.exists()
+
+
+def test_a_last_line_without_its_newline_does_not_swallow_the_next(tmp_path):
+    path, removed = tmp_path / "metrics.jsonl", tmp_path / "removed.jsonl"
+    write(path, [1, 2], end="")
+    assert truncate_metrics(path, 2, removed) == 0
+    sink = JsonlSink(path)
+    sink.log(3, {"loss": 1.0})
+    sink.close()
+    assert [row["step"] for row in lines(path)] == [1, 2, 3]
+
+
+def test_what_a_power_cut_left_is_moved_too(tmp_path):
+    path, removed = tmp_path / "metrics.jsonl", tmp_path / "removed.jsonl"
+    whole = b'{"step": 1, "loss": 0.5}\n'
+    damage = [b"\x00\x00\x00\x00", b"\xff\xfe{", b"[]", b'{"step": NaN}', b'{"step": "2"}']
+    path.write_bytes(whole + b"\n".join(damage))
+    assert truncate_metrics(path, 2, removed) == len(damage)
+    assert path.read_bytes() == whole
+    assert removed.read_bytes().splitlines() == damage

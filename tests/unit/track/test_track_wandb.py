@@ -42,7 +42,7 @@ sys.addaudithook(hook)
 from roberta_dist.config.watch import TrackConfig
 from roberta_dist.track.wandb_sink import open_wandb
 
-[sink] = open_wandb(TrackConfig(), Path(sys.argv[1]), 0, {"optim.lr": 1e-3})
+[sink] = open_wandb(TrackConfig(), Path(sys.argv[1]), {"optim.lr": 1e-3})
 sink.log(1, {"loss": 1.0})
 for process in psutil.Process().children(recursive=True):
     for connection in process.net_connections("inet"):
@@ -119,14 +119,14 @@ def test_nothing_about_the_machine_the_code_or_the_key_is_kept(offline_run):
 
 def test_disabled_does_not_even_import_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    assert open_wandb(TrackConfig(wandb=WandbMode.disabled), tmp_path, 0, {}) == []
+    assert open_wandb(TrackConfig(wandb=WandbMode.disabled), tmp_path, {}) == []
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_wandb_that_cannot_start_is_a_warning(tmp_path, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with caplog.at_level(logging.WARNING, "roberta_dist.track"):
-        assert open_wandb(TrackConfig(), tmp_path, 0, {}) == []
+        assert open_wandb(TrackConfig(), tmp_path, {}) == []
     assert "W&B cannot start offline" in caplog.text
 
 
@@ -139,7 +139,7 @@ from roberta_dist.track import wandb_sink
 
 wandb_sink.INIT_TIMEOUT_S = 2.0
 online = TrackConfig(wandb=WandbMode.online)
-[sink] = wandb_sink.open_wandb(online, Path(sys.argv[1]), 0, {})
+[sink] = wandb_sink.open_wandb(online, Path(sys.argv[1]), {})
 sink.log(1, {"loss": 1.0})
 sink.close()
 """
