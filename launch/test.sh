@@ -2,7 +2,7 @@
 # The same set-up as the quickstart, then lint, types and tests.
 #   bash launch/test.sh                     everything (minutes)
 #   bash launch/test.sh unit                lint, types and the tests that start no worker
-#   bash launch/test.sh --acceptance NAME   one acceptance list: a figure a line
+#   bash launch/test.sh --acceptance NAME [POINT ...]   one acceptance list: a figure a line
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 usage="usage: bash launch/test.sh [all | unit | --acceptance NAME]"
@@ -30,7 +30,7 @@ export PATH="$PWD/.venv/bin:$PATH" OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 unset PYTHONPATH PYTHONHOME RANK WORLD_SIZE LOCAL_RANK LOCAL_SIZE
 
 if [[ ${1:-all} == --acceptance ]]; then
-    exec python "$script"
+    exec python "$script" "${@:3}"
 fi
 ruff format --check .
 ruff check .
