@@ -12,6 +12,12 @@ from roberta_dist.units import human_count
 
 # Okabe and Ito's colours, which readers with any colour vision tell apart
 TRAINING, HELD_OUT, ENTROPY, PLAIN = "#0072B2", "#D55E00", "#555555", "#009E73"
+STEP_PARTS = {
+    "compute_s": ("forward and backward", "#009E73"),
+    "optimizer_s": ("update", "#E69F00"),
+    "data_wait_s": ("waiting for data", "#CC79A7"),
+}
+"""Metric → (label, colour) of the parts of a step, from the bottom up."""
 SMOOTHED_SHARE = 50
 """The bold line averages 1/50 of the run."""
 STYLE: dict[Any, Any] = {
@@ -64,26 +70,13 @@ def draw(run: RunData) -> bytes:
     from matplotlib import pyplot
 
     with pyplot.rc_context(STYLE):
-        figure = pyplot.figure(figsize=(12, 6.4), layout="constrained")
+        figure = pyplot.figure(figsize=(12, 7.2), layout="constrained")
         figure.suptitle(run.name, x=0.01, ha="left", fontsize=14, fontweight="bold")
-        grid = figure.add_gridspec(3, 3)
+        grid = figure.add_gridspec(4, 3)
         loss = figure.add_subplot(grid[:, :2])
         _draw_losses(loss, run)
-        panels = [figure.add_subplot(grid[row, 2], sharex=loss) for row in range(3)]
-        steps, training = run.training["step"], run.training
-        panels[0].plot(steps, training["lr"], color=PLAIN)
-        panels[0].set_title("learning rate")
-        _draw_noisy(panels[1], steps, training["grad_norm"])
-        panels[1].set_title("gradient norm before clipping")
-        _draw_noisy(panels[2], steps, training["tokens_per_s"])
-        panels[2].set_title("tokens a second, all ranks")
-        panels[2].yaxis.set_major_formatter(lambda value, _: human_count(value))
-        for panel in (panels[1], panels[2]):
-            panel.set_ylim(bottom=0)
-        for panel in panels[:2]:
-            panel.tick_params(labelbottom=False)
-        for panel in (loss, panels[2]):
-            panel.set_xlabel("step")
+        _draw_panels([figure.add_subplot(grid[row, 2], sharex=loss) for row in range(4)], run)
+        loss.set_xlabel("step")
         picture = io.BytesIO()
         figure.savefig(picture, format="png", dpi=120, metadata={"Software": None})
         pyplot.close(figure)
@@ -114,6 +107,40 @@ def _draw_losses(axes: Any, run: RunData) -> None:
         )
     axes.set_ylabel("cross-entropy, nats a masked token")
     axes.legend(loc="upper right")
+
+
+def _draw_panels(panels: list[Any], run: RunData) -> None:
+    """Learning rate, gradient norm, speed and where the time of a step goes, from the top down."""
+    rate, gradient, speed, parts = panels
+    steps, training = run.training["step"], run.training
+    rate.plot(steps, training["lr"], color=PLAIN)
+    rate.set_title("learning rate")
+    _draw_noisy(gradient, steps, training["grad_norm"])
+    gradient.set_title("gradient norm before clipping")
+    _draw_noisy(speed, steps, training["tokens_per_s"])
+    speed.set_title("tokens a second, all ranks")
+    speed.yaxis.set_major_formatter(lambda value, _: human_count(value))
+    _draw_step_parts(parts, run)
+    for panel in panels[1:]:
+        panel.set_ylim(bottom=0)
+    for panel in panels[:-1]:
+        panel.tick_params(labelbottom=False)
+    parts.set_xlabel("step")
+
+
+def _draw_step_parts(axes: Any, run: RunData) -> None:
+    known = [name for name in STEP_PARTS if name in run.training]
+    if known:
+        axes.stackplot(
+            run.training["step"],
+            [smooth(run.training[name]) for name in known],
+            labels=[STEP_PARTS[name][0] for name in known],
+            colors=[STEP_PARTS[name][1] for name in known],
+            linewidth=0,
+        )
+        axes.legend(loc="upper center", ncols=3, fontsize=7, columnspacing=1.0, handlelength=1.0)
+        axes.margins(y=0.3)  # room for the legend
+    axes.set_title("seconds of a step")
 
 
 def _draw_noisy(axes: Any, steps: Column, values: Column) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import struct
 from dataclasses import replace
@@ -12,7 +13,7 @@ import pytest
 from roberta_dist.config.load import to_yaml
 from roberta_dist.config.roots import PretrainConfig, ReportConfig
 from roberta_dist.errors import ConfigError, DataFault
-from roberta_dist.report.picture import headline, smooth
+from roberta_dist.report.picture import STEP_PARTS, draw, headline, smooth
 from roberta_dist.report.read import read_run
 from roberta_dist.report.run import report
 
@@ -124,3 +125,21 @@ def test_smoothing_is_the_mean_of_what_is_known():
     np.testing.assert_allclose(smooth(values), wanted, rtol=1e-9, atol=1e-12)
     short = np.array([1.0, np.nan, 3.0])
     np.testing.assert_array_equal(smooth(short), short)
+
+
+def test_the_time_of_a_step_is_shown_by_its_parts(run_dir):
+    from matplotlib import colors, image
+
+    def areas():
+        """Pixels of each part's colour."""
+        pixels = image.imread(io.BytesIO(draw(read_run(run_dir))))[..., :3]
+        near = [np.abs(pixels - colors.to_rgb(c)).max(-1) < 0.01 for _, c in STEP_PARTS.values()]
+        return np.array([part.sum() for part in near])
+
+    without = areas()
+    rows = [json.loads(line) for line in metrics(range(1, 11))]
+    parts = {"compute_s": 4.0, "optimizer_s": 1.0, "data_wait_s": 2.0}
+    (run_dir / "metrics.jsonl").write_text("\n".join(json.dumps(row | parts) for row in rows))
+    compute, optimizer, data_wait = areas() - without
+    assert compute / optimizer == pytest.approx(4, rel=0.1)
+    assert data_wait / optimizer == pytest.approx(2, rel=0.1)
