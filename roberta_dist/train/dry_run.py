@@ -58,8 +58,8 @@ def dry_run(run: Run, paths: RunPaths) -> None:
             memory_mib(run.device),
             difference,
         )
+        barrier()  # every rank has read what it needs
     finally:
         reader.close()
-        barrier()
         if run.world.is_main:
             shutil.rmtree(folder, ignore_errors=True)

@@ -5,23 +5,24 @@ from __future__ import annotations
 import logging
 import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from roberta_dist.config.load import flatten, to_yaml
 from roberta_dist.config.roots import PretrainConfig
 from roberta_dist.engine.setup import close_world
-from roberta_dist.errors import RobertaDistError
+from roberta_dist.errors import RobertaDistError, StorageError
 from roberta_dist.model.kernels import resolve_attention
 from roberta_dist.plan.flops import parameter_count
-from roberta_dist.runtime.dist import barrier, on_main
+from roberta_dist.runtime.dist import on_main
 from roberta_dist.runtime.files import atomic_write, write_json
 from roberta_dist.runtime.logs import setup_logging
 from roberta_dist.runtime.parent import exit_with_parent
 from roberta_dist.runtime.rundir import RunPaths, current_attempt, is_done
 from roberta_dist.runtime.signals import StopRequest
 from roberta_dist.runtime.world import World, detect_world
-from roberta_dist.track.sinks import Tracker, open_tracker
+from roberta_dist.track.sinks import open_tracker
 from roberta_dist.track.truncate import truncate_metrics
 from roberta_dist.train.build import Run, build_run
 from roberta_dist.train.dry_run import dry_run
@@ -55,24 +56,29 @@ def pretrain(config: PretrainConfig) -> int:
         return 0
     except RobertaDistError as error:
         LOGGER.error("%s", error)
-        atomic_write(attempt / "exit_code", f"{error.exit_code}\n")
+        _leave_exit_code(attempt, error.exit_code)
         return error.exit_code
     except Exception:
         LOGGER.error("%s", traceback.format_exc())
-        atomic_write(attempt / "exit_code", "1\n")
+        _leave_exit_code(attempt, 1)
         raise
     finally:
         close_world()
+
+
+def _leave_exit_code(attempt: Path, code: int) -> None:
+    with suppress(StorageError):  # a full disk is often what ended the attempt
+        atomic_write(attempt / "exit_code", f"{code}\n")
 
 
 def _attempt(
     config: PretrainConfig, world: World, paths: RunPaths, attempt: Path, stop: StopRequest
 ) -> None:
     run = build_run(config, world)
-    on_main(lambda: _prepare_folder(run, paths, attempt))
     if config.train.dry_run:
         dry_run(run, paths)
         return
+    on_main(lambda: _prepare_folder(run, paths, attempt))
     tracker = open_tracker(
         config.track,
         paths.root,
@@ -87,7 +93,8 @@ def _attempt(
         finished = loop.fit()
         on_main(lambda: _leave_sentinel(paths, loop, finished))
     finally:
-        _close(tracker)
+        # No collective here: after a failure the other ranks are elsewhere.
+        tracker.close()
 
 
 def _prepare_folder(run: Run, paths: RunPaths, attempt: Path) -> None:
@@ -143,8 +150,3 @@ def _leave_sentinel(paths: RunPaths, loop: Loop, finished: bool) -> None:
     reason = "max_steps" if reached else "early_stop" if finished else "signal"
     contents: dict[str, Any] = {"step": state.step, "reason": reason}
     write_json(paths.done if finished else paths.requeue, contents)
-
-
-def _close(tracker: Tracker) -> None:
-    tracker.close()
-    barrier()
