@@ -67,8 +67,11 @@ def pretrain(config: PretrainConfig) -> int:
 
 
 def _leave_exit_code(attempt: Path, code: int) -> None:
+    path = attempt / "exit_code"
+    if code == 1 and path.is_file():
+        return  # a rank that knows the reason has spoken; this one only lost it
     with suppress(StorageError):  # a full disk is often what ended the attempt
-        atomic_write(attempt / "exit_code", f"{code}\n")
+        atomic_write(path, f"{code}\n")
 
 
 def _attempt(

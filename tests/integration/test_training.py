@@ -173,6 +173,17 @@ def test_a_full_disk_keeps_the_last_complete_checkpoint(tmp_path, corpus, small_
     assert not list((run_dir / "checkpoints").glob(".tmp*"))
 
 
+def test_metrics_that_cannot_be_written_stop_every_rank(tmp_path, corpus):
+    run_dir = tmp_path / "run"
+    config = write_config(run_dir, corpus)
+    (run_dir / "metrics.jsonl").symlink_to("/dev/full")
+    ranks = start(config, 2)
+    assert ranks.wait(timeout=120)[0] == 3, ranks.output()[-3000:]
+    assert f"{run_dir}/metrics.jsonl: no space left" in ranks.output()
+    told = (run_dir / "logs" / "attempt_000" / "exit_code").read_text()
+    assert told == "3\n"  # not the 1 of the rank that lost its peer
+
+
 def roberta_dist(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "roberta_dist.cli", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
