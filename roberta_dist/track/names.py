@@ -1,6 +1,7 @@
 """Names of the metrics: what each means, its unit, and which must not depend on a kill.
 
-A number that is not finite is written as null, so that every line is valid JSON.
+A step has one line of training metrics; an evaluation adds a second line of the same step with the
+eval_* columns. A number that is not finite is written as null, so that every line is valid JSON.
 """
 
 from __future__ import annotations

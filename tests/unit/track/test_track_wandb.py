@@ -39,16 +39,30 @@ def hook(event, arguments):
 
 sys.addaudithook(hook)
 
+exec(sys.argv[3])
+for process in psutil.Process().children(recursive=True):
+    for connection in process.net_connections("inet"):
+        if connection.raddr and not ip_address(connection.raddr.ip).is_loopback:
+            report.write(f"{process.name()} {connection.raddr}\\n")
+"""
+"""Arguments: run folder, report, and what to run before the sockets of all processes are listed."""
+OFFLINE_RUN = """
+import atexit
+
 from roberta_dist.config.watch import TrackConfig
 from roberta_dist.track.wandb_sink import open_wandb
 
 [sink] = open_wandb(TrackConfig(), Path(sys.argv[1]), {"optim.lr": 1e-3})
 sink.log(1, {"loss": 1.0})
-for process in psutil.Process().children(recursive=True):
-    for connection in process.net_connections("inet"):
-        if connection.raddr and not ip_address(connection.raddr.ip).is_loopback:
-            report.write(f"{process.name()} {connection.raddr}\\n")
-sink.close()
+atexit.register(sink.close)
+"""
+NAME_OUTSIDE = "import socket; s = socket.socket(2, 2); s.connect(('192.0.2.1', 9))"
+"""A datagram socket that is connected has sent nothing yet."""
+CHILD_NAMES_OUTSIDE = f"""
+import subprocess
+code = "{NAME_OUTSIDE}; print(flush=True); input()"
+child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+child.stdout.readline()
 """
 
 
@@ -60,11 +74,11 @@ def can_trace() -> bool:
     )
 
 
-def run_watched(run_dir: Path, folder: Path) -> list[str]:
-    """Every address outside this machine that an offline run asked for."""
+def run_watched(run_dir: Path, folder: Path, what: str, traced: bool) -> list[str]:
+    """Every address outside this machine that `what` and its children asked for."""
     report, trace = folder / "report", folder / "trace"
-    command = [sys.executable, "-c", WATCHED_RUN, str(run_dir), str(report)]
-    if can_trace():
+    command = [sys.executable, "-c", WATCHED_RUN, str(run_dir), str(report), what]
+    if traced:
         calls = "trace=connect,sendto,sendmsg,sendmmsg"
         command = ["strace", "-f", "-qq", "-e", calls, "-o", str(trace), *command]
     env = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
@@ -87,8 +101,18 @@ def offline_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wandb")
     run_dir = folder / "private-corpus-run"
     run_dir.mkdir()
-    seen = [run_watched(run_dir, folder), run_watched(run_dir, folder)]
+    traced = can_trace()
+    seen = [run_watched(run_dir, folder, OFFLINE_RUN, traced) for _ in range(2)]
     return run_dir, seen
+
+
+@pytest.mark.parametrize("traced", [True, False], ids=["traced", "listed"])
+@pytest.mark.parametrize("what", [NAME_OUTSIDE, CHILD_NAMES_OUTSIDE], ids=["itself", "child"])
+def test_the_watch_sees_what_it_should(tmp_path, what, traced):
+    if traced and not can_trace():
+        pytest.skip("strace may not be used here")
+    seen = run_watched(tmp_path, tmp_path, what, traced)
+    assert seen and all("192.0.2.1" in line for line in seen)
 
 
 def test_offline_asks_nobody_outside_even_with_a_key(offline_run):
