@@ -7,13 +7,13 @@ import os
 import platform
 import shutil
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from roberta_dist import __version__
 from roberta_dist.config.roots import DoctorConfig
 from roberta_dist.config.watch import TrackConfig
+from roberta_dist.runtime.versions import installed_version
 from roberta_dist.units import human_bytes
 
 PACKAGES = (
@@ -42,7 +42,7 @@ def collect(config: DoctorConfig) -> list[Fact]:
     return [
         ("python", f"{platform.python_version()} on {platform.platform()}"),
         ("roberta_dist", __version__),
-        *((name, installed_version(name)) for name in PACKAGES),
+        *((name, needed_version(name)) for name in PACKAGES),
         *_or_problem("accelerator", _hardware),
         *_or_problem("kernels", _kernels),
         ("compiler", _found("c++", "g++")),
@@ -55,12 +55,9 @@ def collect(config: DoctorConfig) -> list[Fact]:
     ]
 
 
-def installed_version(distribution: str) -> str:
+def needed_version(distribution: str) -> str:
     """Version, or PROBLEM where it is missing: all of these are needed."""
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return "PROBLEM: not installed; run launch/setup.sh"
+    return installed_version(distribution) or "PROBLEM: not installed; run launch/setup.sh"
 
 
 def _or_problem(name: str, look: Callable[[], list[Fact]]) -> list[Fact]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ from roberta_dist.corpus.encode import Encoded
 from roberta_dist.corpus.manifest import PACK_DTYPE
 from roberta_dist.corpus.pack import Pack, encode_pack
 from roberta_dist.corpus.packing import full_sentence_bounds
-from roberta_dist.runtime.files import fsync_folder, storage_errors
+from roberta_dist.runtime.files import atomic_file
 
 MEMBER_SUFFIX = "tok"
 _TAR_BLOCK = 512
@@ -96,25 +95,12 @@ def write_shard(path: Path, packs: Iterable[Pack]) -> NDArray[Any]:
     from webdataset import TarWriter  # brings torch along: only who writes a shard waits for it
 
     rows: list[tuple[int, ...]] = []
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    with storage_errors(path):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(temporary, "wb") as handle:
-                with TarWriter(handle, encoder=False, mtime=0) as writer:
-                    for number, pack in enumerate(packs):
-                        payload = encode_pack(pack)
-                        writer.write({"__key__": f"{number:08d}", MEMBER_SUFFIX: payload})
-                        padded = -(-len(payload) // _TAR_BLOCK) * _TAR_BLOCK
-                        offset = int(writer.tarstream.offset) - padded
-                        rows.append(_row(pack, payload, offset))
-                handle.flush()
-                os.fsync(handle.fileno())
-            os.replace(temporary, path)
-            fsync_folder(path.parent)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
+    with atomic_file(path) as handle, TarWriter(handle, encoder=False, mtime=0) as writer:
+        for number, pack in enumerate(packs):
+            payload = encode_pack(pack)
+            writer.write({"__key__": f"{number:08d}", MEMBER_SUFFIX: payload})
+            padded = -(-len(payload) // _TAR_BLOCK) * _TAR_BLOCK
+            rows.append(_row(pack, payload, int(writer.tarstream.offset) - padded))
     return np.array(rows, dtype=PACK_DTYPE)
 
 

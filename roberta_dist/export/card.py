@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from importlib import metadata
 from typing import Any
 
 from roberta_dist.config.model import ModelConfig
 from roberta_dist.config.roots import PretrainConfig
 from roberta_dist.corpus.manifest import Manifest
 from roberta_dist.plan.flops import parameter_count
+from roberta_dist.runtime.versions import installed_version
 
 _CARD = """---
 library_name: transformers
@@ -74,13 +74,8 @@ def render_card(
 def versions() -> dict[str, object]:
     """Versions of what computed the weights."""
     names = ("roberta_dist", "torch", "deepspeed", "transformers")
-    found: dict[str, object] = {}
-    for name in names:
-        try:
-            found[f"{name} version"] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[f"{name} version"] = "not installed as a distribution"
-    return found
+    missing = "not installed as a distribution"
+    return {f"{name} version": installed_version(name) or missing for name in names}
 
 
 def run_facts(

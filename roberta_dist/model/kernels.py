@@ -7,19 +7,12 @@ is what runs, so this file looks (without executing foreign code) and reports.
 from __future__ import annotations
 
 import importlib.util
-from importlib import metadata
 from pathlib import Path
 
 import torch
 
 from roberta_dist.config.model import Attention, KernelsConfig
-
-
-def _version(distribution: str) -> str:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return "unknown version"
+from roberta_dist.runtime.versions import installed_version
 
 
 def describe_apex() -> str:
@@ -31,7 +24,7 @@ def describe_apex() -> str:
     spec = importlib.util.find_spec("apex")
     if spec is None:
         return "absent"
-    version = _version("apex")
+    version = installed_version("apex") or "unknown version"
     folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
     if any((f / "optimizers").is_dir() and (f / "normalization").is_dir() for f in folders):
         return f"NVIDIA apex {version} (found, not used by this version)"
@@ -42,7 +35,9 @@ def describe_flash_attn() -> str:
     """Whether the flash-attn package is installed."""
     if importlib.util.find_spec("flash_attn") is None:
         return "absent"
-    return f"{_version('flash-attn')} (found, not used by this version)"
+    return (
+        f"{installed_version('flash-attn') or 'unknown version'} (found, not used by this version)"
+    )
 
 
 def describe_sdpa() -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 
 from roberta_dist import __version__
 from roberta_dist.model.kernels import available_kernels
+from roberta_dist.runtime.versions import installed_version
 from roberta_dist.runtime.world import World
 
 PACKAGES = ("torch", "deepspeed", "webdataset", "hydra-core", "wandb", "transformers", "numpy")
@@ -20,13 +20,8 @@ PACKAGES = ("torch", "deepspeed", "webdataset", "hydra-core", "wandb", "transfor
 
 def package_versions() -> dict[str, str]:
     """Installed version of each package a result may depend on."""
-    versions = {"roberta_dist": __version__, "python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = "not installed"
-    return versions
+    own = {"roberta_dist": __version__, "python": platform.python_version()}
+    return own | {name: installed_version(name) or "not installed" for name in PACKAGES}
 
 
 def _git_commit() -> str:

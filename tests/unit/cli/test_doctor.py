@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from roberta_dist.config.roots import DoctorConfig
-from roberta_dist.doctor import doctor, free_disk, installed_version, wandb_key
+from roberta_dist.doctor import doctor, free_disk, needed_version, wandb_key
 
 pytestmark = pytest.mark.unit
 
@@ -42,4 +42,4 @@ def test_disk_of_a_folder_that_does_not_exist_yet(tmp_path):
 
 
 def test_a_missing_package_is_a_problem():
-    assert installed_version("no-such-package-at-all").startswith("PROBLEM")
+    assert needed_version("no-such-package-at-all").startswith("PROBLEM")
