@@ -68,7 +68,7 @@ class EvaluateVerbConfig:
     """Checkpoint step inside `run_dir`; null takes the newest."""
     model_path: str | None = free(None)
     """Exported Hugging Face folder, instead of `run_dir`."""
-    corpus: str | None = free(None)
+    corpus_path: str | None = free(None)
     """Prepared corpus whose held-out split is read; null takes the run's."""
     sequence_length: int | None = free(None)
     """Tokens in a row; null takes the run's, or the exported model's longest."""
@@ -84,11 +84,11 @@ class EvaluateVerbConfig:
             "add run_dir=RUN or model_path=FOLDER",
         )
         require(
-            self.model_path is None or self.corpus is not None,
-            "corpus",
-            self.corpus,
+            self.model_path is None or self.corpus_path is not None,
+            "corpus_path",
+            self.corpus_path,
             "must be given with model_path",
-            "add corpus=FOLDER",
+            "add corpus_path=FOLDER",
         )
 
 

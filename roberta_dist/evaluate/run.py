@@ -40,7 +40,7 @@ def _from_run(config: EvaluateVerbConfig, run_dir: Path) -> Subject:
     checkpoint = find_checkpoint(run_dir, config.step)
     data = replace(
         run.data,
-        path=config.corpus or run.data.path,
+        path=config.corpus_path or run.data.path,
         sequence_length=config.sequence_length or run.data.sequence_length,
     )
     return Subject(str(checkpoint), load_weights(checkpoint), run.model, data, run.masking)
@@ -84,8 +84,8 @@ def evaluate(config: EvaluateVerbConfig) -> int:
     if config.run_dir is not None:
         subject = _from_run(config, Path(config.run_dir))
     else:
-        assert config.model_path is not None and config.corpus is not None  # the config's rule
-        subject = _from_folder(config, Path(config.model_path), config.corpus)
+        assert config.model_path is not None and config.corpus_path is not None  # the config's rule
+        subject = _from_folder(config, Path(config.model_path), config.corpus_path)
     held_out = HeldOut(subject.data, subject.masking, config.evaluate)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     loss, count = held_out_loss(subject, held_out, device)

@@ -197,7 +197,7 @@ def test_evaluate_and_export_agree_with_the_run(uninterrupted, corpus):
     assert exported.returncode == 0, exported.stdout + exported.stderr
     folder = uninterrupted / "export"
     again = roberta_dist(
-        "evaluate", f"model_path={folder}", f"corpus={corpus}", "evaluate.max_rows=32",
+        "evaluate", f"model_path={folder}", f"corpus_path={corpus}", "evaluate.max_rows=32",
         "sequence_length=64",
     )  # fmt: skip
     assert f"held-out loss             {expected:.4f}" in again.stdout, again.stdout + again.stderr
