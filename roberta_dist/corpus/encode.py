@@ -44,13 +44,13 @@ class Encoded:
     forced_cuts: int
 
 
-def cut_pieces(text: str) -> Iterator[tuple[str, bool]]:
-    """Pieces of at most 64 KiB of UTF-8, and whether the cut after each was made by length."""
+def cut_pieces(text: str, longest: int = MAX_PIECE_BYTES) -> Iterator[tuple[str, bool]]:
+    """Pieces of at most `longest` bytes of UTF-8, and whether the cut after each was by length."""
     start = 0
     while start < len(text):
-        window = text[start : start + MAX_PIECE_BYTES]
+        window = text[start : start + longest]
         if not window.isascii():
-            window = window.encode("utf-8")[:MAX_PIECE_BYTES].decode("utf-8", errors="ignore")
+            window = window.encode("utf-8")[:longest].decode("utf-8", errors="ignore")
         end = start + len(window)
         if end == len(text):
             yield window, False

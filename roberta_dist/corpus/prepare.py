@@ -21,6 +21,7 @@ from roberta_dist.config.fields import Resume
 from roberta_dist.config.load import flatten, resume_classes
 from roberta_dist.config.roots import PrepareConfig
 from roberta_dist.corpus.bpe import Bpe, load_bpe, save_bpe, train_bpe
+from roberta_dist.corpus.encode import cut_pieces
 from roberta_dist.corpus.encoding import ShardJob, ShardResult, encode_shard, read_result
 from roberta_dist.corpus.join import join_shards
 from roberta_dist.corpus.outcome import describe, leave_alone
@@ -31,10 +32,12 @@ from roberta_dist.corpus.spool import bucket_count, bucket_name, bucket_order, b
 from roberta_dist.corpus.workfolder import WORK_NAME, begin, locked, sweep
 from roberta_dist.errors import ConfigError
 from roberta_dist.runtime.files import write_json
-from roberta_dist.units import MIB
+from roberta_dist.units import KIB, MIB
 
 BYTES_PER_TOKEN = 2
 MIN_PACK_TOKENS = 1024
+# Merging inside one word costs the square of its length: 10 MB without a space would take hours.
+LONGEST_TRAINING_PIECE = 4 * KIB
 NOT_IDENTITY = {"corpus.workers"}
 
 
@@ -165,7 +168,8 @@ def _sample(config: PrepareConfig, buckets: dict[str, int]) -> Iterator[str]:
                 if bar.n >= limit:
                     return
                 bar.update(int(length))
-                yield text
+                for piece, _ in cut_pieces(text, LONGEST_TRAINING_PIECE):
+                    yield piece
 
 
 def _encode(

@@ -76,7 +76,7 @@ def logged(command: list[str], folder: Path, log: Path) -> tuple[int, str]:
 def verb(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "roberta_dist.cli", *arguments],
-        capture_output=True, text=True, env=os.environ | environment, check=False, timeout=600,
+        capture_output=True, text=True, env=os.environ | environment, check=False, timeout=900,
     )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ import sys
 import tarfile
 import time
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +22,11 @@ from tokenizers import Tokenizer
 from roberta_dist.config.load import compose
 from roberta_dist.config.roots import PrepareConfig
 from roberta_dist.corpus import encoding
+from roberta_dist.corpus.bpe import Bpe, train_bpe
 from roberta_dist.corpus.manifest import read_manifest
 from roberta_dist.corpus.pack import decode_pack
 from roberta_dist.corpus.packing import full_sentence_bounds
-from roberta_dist.corpus.prepare import prepare
+from roberta_dist.corpus.prepare import LONGEST_TRAINING_PIECE, prepare
 from roberta_dist.errors import ConfigError, DataFault, StorageError
 
 pytestmark = pytest.mark.unit
@@ -281,6 +283,26 @@ def test_text_files_whole_and_an_empty_one(tmp_path: Path) -> None:
     assert sorted(decoded(tmp_path / "c/train") + decoded(tmp_path / "c/held_out")) == sorted(
         f"file {number}\n\nsecond part\n" for number in range(40)
     )
+
+
+def test_the_tokenizer_never_trains_on_endless_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s/endless.txt").write_text("y" * 200_000 + "\n\n" + " " * 200_000 + "x")
+    (tmp_path / "s/plain.txt").write_text("\n\n".join(f"document {i}" for i in range(400)))
+    seen: list[int] = []
+
+    def train(texts: Iterator[str], vocab_size: int) -> Bpe:
+        kept = list(texts)
+        seen.extend(len(text.encode()) for text in kept)
+        return train_bpe(iter(kept), vocab_size)
+
+    monkeypatch.setattr("roberta_dist.corpus.prepare.train_bpe", train)
+    run(settings("text", tmp_path / "s", tmp_path / "c"))
+    report = json.loads((tmp_path / "c/prepare.json").read_text())
+    assert report["read"]["documents"] == 402
+    assert sum(seen) > 300_000 and max(seen) <= LONGEST_TRAINING_PIECE
 
 
 def test_embedded_documentation_without_importing_anything(tmp_path: Path) -> None:

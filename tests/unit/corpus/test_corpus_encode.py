@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from roberta_dist.corpus import encode
 from roberta_dist.corpus.bpe import Bpe, train_bpe
 from roberta_dist.corpus.encode import MAX_PIECE_BYTES, Encoder, cut_pieces, sentence_lengths
 
@@ -27,9 +26,7 @@ def bpe() -> Bpe:
 @settings(max_examples=200, deadline=None)
 @given(text=TEXTS, limit=st.integers(8, 40))
 def test_pieces_are_short_whole_and_cut_at_words(text: str, limit: int) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encode, "MAX_PIECE_BYTES", limit)
-        pieces = list(cut_pieces(text))
+    pieces = list(cut_pieces(text, limit))
     assert "".join(piece for piece, _ in pieces) == text
     assert all(0 < len(piece.encode()) <= limit for piece, _ in pieces)
     for (left, forced), (right, _) in pairwise(pieces):
