@@ -325,9 +325,10 @@ def bad_input() -> bool:
     for name, expected, arguments in cases:
         done = verb(*arguments)
         lines = [line for line in (done.stderr + done.stdout).splitlines() if "WARNING" not in line]
-        told = next((line for line in lines if line.startswith("roberta-dist")), (lines or [""])[0])
+        mine = [line for line in lines if line.startswith("roberta-dist") and "Ctrl-C" not in line]
+        told = (mine or lines or [""])[0]
         ok &= say(f"8 {name}", done.returncode == expected, f"exit {done.returncode}: {told[:230]}")
-    return ok & hostile_text() & planted_pickle(run)
+    return ok & hostile_text() & planted_pickle(run) & full_disk(run)
 
 
 def hostile_text() -> bool:
@@ -368,6 +369,27 @@ def planted_pickle(run: list[str]) -> bool:
     executed = (WORK / "EXECUTED").exists()
     return say("8 planted pickle", done.returncode == 3 and not executed,
                f"exit {done.returncode}, executed {executed}: {(told or [''])[0][:200]}")  # fmt: skip
+
+
+def full_disk(run: list[str]) -> bool:
+    """8: a disk of 6 MiB, on which the third checkpoint or so finds no room."""
+    disk = WORK / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(disk)], check=True)
+    try:
+        every_step = [
+            "schedule.max_steps=40",
+            "checkpoint.every_steps=1",
+            "checkpoint.keep_last=40",
+        ]
+        done = verb("launch", *run[:-1], *every_step, f"run_dir={disk / 'run'}")
+        newest = latest_checkpoint(disk / "run")
+        whole = newest is not None and bool(load_weights(newest))
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+    told = [line for line in done.stderr.splitlines() if "no space left" in line]
+    return say("8 full disk", done.returncode == 3 and whole and bool(told),
+               f"exit {done.returncode}, newest complete checkpoint readable {whole}: {(told or [''])[0][:200]}")  # fmt: skip
 
 
 def readme() -> bool:
