@@ -81,7 +81,7 @@ def outside(trace: Path) -> list[str]:
     found: list[str] = []
     asking: dict[str, str] = {}
     for line in trace.read_text().splitlines() if trace.is_file() else []:
-        thread, _, call = line.partition(" ")
+        thread, call = line.split(maxsplit=1)  # padded where process ids are short
         address = re.search(r'inet_addr\("([^"]+)"\)|inet_pton\(AF_INET6, "([^"]+)"', call)
         if address and not (address[1] or address[2]).startswith(("127.", "::1", "::ffff:127.")):
             found.append(line)
