@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import deepspeed
@@ -47,7 +48,21 @@ def init_world(world: World, timeout_s: int) -> torch.device:
         timeout=timedelta(seconds=timeout_s),
         verbose=False,
     )
+    if device.type == "cpu" and world.world_size > 1:
+        _release_shared_memory(world)
     return device
+
+
+def _release_shared_memory(world: World) -> None:
+    """Take away the name of this rank's all-reduce buffer, now that every rank has it mapped.
+
+    DeepSpeed 0.19.8 (csrc/cpu/comm/shm.cpp) never removes these 66 MiB a rank, killed or not, and
+    they are memory. Without a name they are gone with the last process that has them open.
+    """
+    torch.distributed.barrier()
+    address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    name = f"deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{world.rank}"
+    (Path("/dev/shm") / name).unlink(missing_ok=True)
 
 
 def close_world() -> None:

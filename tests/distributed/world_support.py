@@ -77,6 +77,8 @@ def run_world(script: Path, world_size: int, arguments: dict[str, Any], timeout:
     finally:
         for process in processes:
             process.kill()
+    left = sorted(Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_*_{port}_*"))
+    assert not left, f"shared memory is left behind: {left}"
     logs = "\n".join(Path(f"{output}.rank{r}.log").read_text()[-3000:] for r in range(world_size))
     assert codes == [0] * world_size, logs
     return json.loads(output.read_text())
