@@ -48,7 +48,7 @@ def init_world(world: World, timeout_s: int) -> torch.device:
         timeout=timedelta(seconds=timeout_s),
         verbose=False,
     )
-    if device.type == "cpu" and world.world_size > 1:
+    if device.type == "cpu":
         _release_shared_memory(world)
     return device
 
