@@ -6,6 +6,12 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
 
+EXTRAS = {
+    "sources": ["pyarrow>=16", "datasets>=3", "sentencex>=1.0", "datasketch>=1.6"],
+    "remote": ["s3fs>=2024.6", "aiohttp>=3.9"],
+}
+"""What only some sources of `prepare`, and only corpora in object stores, need."""
+
 
 def data_files(folder: str) -> list[tuple[str, list[str]]]:
     """Every file below `folder`, installed under share/roberta_dist with the same tree."""
@@ -43,9 +49,16 @@ setup(
         "matplotlib>=3.8",
         "tqdm>=4.66",
         "zstandard>=0.22",
+        "fsspec>=2024.6",
         "psutil>=5.9",
         "ninja>=1.11",
     ],
-    extras_require={"test": ["pytest", "hypothesis", "ruff", "mypy", "setuptools>=68", "wheel"]},
+    extras_require={
+        **EXTRAS,
+        "test": [
+            *(package for packages in EXTRAS.values() for package in packages),
+            *("pytest", "hypothesis", "ruff", "mypy", "setuptools>=68", "wheel", "moto[server]>=5"),
+        ],
+    },
     entry_points={"console_scripts": ["roberta-dist=roberta_dist.cli:main"]},
 )
