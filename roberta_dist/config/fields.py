@@ -24,8 +24,8 @@ class Resume(str, Enum):
 
 def _declare(resume: Resume, default: Any) -> Any:
     metadata = {"resume": resume}
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
+    if isinstance(default, (list, dict)):
+        return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
 
 

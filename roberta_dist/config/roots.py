@@ -50,9 +50,9 @@ class PretrainConfig:
             bool(self.run_dir), "run_dir", repr(self.run_dir), "is empty", "give run_dir=FOLDER"
         )
         require(
-            self.data.sequence_length <= self.model.max_positions,
+            self.data.longest <= self.model.max_positions,
             "data.sequence_length",
-            self.data.sequence_length,
+            self.data.longest,
             f"is longer than model.max_positions={self.model.max_positions}",
             "raise model.max_positions or shorten data.sequence_length",
         )

@@ -20,7 +20,7 @@ from roberta_dist.interop.folder import read_folder
 from roberta_dist.interop.huggingface import Weights
 from roberta_dist.model.encoder import RobertaForPretraining
 from roberta_dist.runtime.world import World
-from roberta_dist.stream.held_out import HeldOut
+from roberta_dist.stream.held_out import HeldOut, open_held_out
 from roberta_dist.stream.tensors import to_tensors
 
 
@@ -41,6 +41,9 @@ def _from_run(config: EvaluateVerbConfig, run_dir: Path) -> Subject:
     data = replace(
         run.data,
         path=config.corpus_path or run.data.path,
+        corpora=None if config.corpus_path else run.data.corpora,
+        weights=None if config.corpus_path else run.data.weights,
+        phases=[],
         sequence_length=config.sequence_length or run.data.sequence_length,
     )
     return Subject(str(checkpoint), load_weights(checkpoint), run.model, data, run.masking)
@@ -86,11 +89,15 @@ def evaluate(config: EvaluateVerbConfig) -> int:
     else:
         assert config.model_path is not None and config.corpus_path is not None  # the config's rule
         subject = _from_folder(config, Path(config.model_path), config.corpus_path)
-    held_out = HeldOut(subject.data, subject.masking, config.evaluate)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    loss, count = held_out_loss(subject, held_out, device)
-    entropy = held_out.manifest.unigram_entropy
-    print(f"{subject.label}: {held_out.rows} held-out rows, {count} masked tokens")
-    print(f"held-out loss             {loss:.4f} nats (perplexity {math.exp(min(loss, 700)):.1f})")
-    print(f"held-out unigram entropy  {entropy:.4f} nats (perplexity {math.exp(entropy):.1f})")
+    for held_out in open_held_out(subject.data, subject.masking, config.evaluate):
+        loss, count = held_out_loss(subject, held_out, device)
+        entropy = held_out.manifest.unigram_entropy
+        print(
+            f"{subject.label}: {held_out.rows} held-out rows of {held_out.name}, {count} masked tokens"
+        )
+        print(
+            f"held-out loss             {loss:.4f} nats (perplexity {math.exp(min(loss, 700)):.1f})"
+        )
+        print(f"held-out unigram entropy  {entropy:.4f} nats (perplexity {math.exp(entropy):.1f})")
     return 0

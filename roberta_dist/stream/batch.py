@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from roberta_dist.corpus.manifest import SpecialTokens
 from roberta_dist.stream.masking import MaskRule, apply_mask
-from roberta_dist.stream.packs import BlockPack
 
 
 @dataclass(frozen=True)
@@ -25,6 +24,8 @@ class Batch:
         masked_index_M: int64 indices into T.
         labels_M: uint16 original ids.
         row_ids_R: int64 global rows; -1 is a weight-0 row.
+        nsp_labels_R: int8, 1 where B follows A, 0 where it comes from another document, -1 where that
+            is not asked; None in formats without pairs.
     """
 
     tokens_T: NDArray[np.uint16]
@@ -34,18 +35,7 @@ class Batch:
     masked_index_M: NDArray[np.int64]
     labels_M: NDArray[np.uint16]
     row_ids_R: NDArray[np.int64]
-
-
-def block_tokens(pack: BlockPack, block: int, special: SpecialTokens) -> NDArray[np.uint16]:
-    """One row: `<s>`, the block's payload, and `</s>` where the payload does not end in one.
-
-    A contiguous block (format `blocks`) is always full and takes no closing `</s>`: its bounds
-    are exactly one token shorter than the row, so there is no room for it.
-    """
-    start, end = (int(bound) for bound in pack.bounds[block])
-    payload = pack.payload[start:end]
-    closing = [] if not pack.closes_rows or payload[-1] == special.eos else [special.eos]
-    return np.concatenate(([special.bos], payload, closing)).astype(np.uint16)
+    nsp_labels_R: NDArray[np.int8] | None = None
 
 
 def weightless_row(special: SpecialTokens) -> NDArray[np.uint16]:
@@ -54,14 +44,27 @@ def weightless_row(special: SpecialTokens) -> NDArray[np.uint16]:
 
 
 def make_batch(
-    rows: Sequence[NDArray[np.uint16]], row_ids_R: NDArray[np.int64], rule: MaskRule
+    rows: Sequence[NDArray[np.uint16]],
+    row_ids_R: NDArray[np.int64],
+    rule: MaskRule,
+    mask_row_R: NDArray[np.int64] | None = None,
+    nsp_labels_R: NDArray[np.int8] | None = None,
 ) -> Batch:
-    """Concatenate rows and mask them; a row's masks depend only on its global id."""
+    """Concatenate rows and mask them; a row's masks depend only on its key.
+
+    Args:
+        rows: complete rows.
+        row_ids_R: their global ids; -1 is a weight-0 row.
+        rule: how they are masked.
+        mask_row_R: their keys; None takes the global ids (dynamic masking).
+        nsp_labels_R: next-sentence labels of pair formats.
+    """
+    keys_R = row_ids_R if mask_row_R is None else mask_row_R
     lengths = np.array([len(row) for row in rows], dtype=np.int64)
     cu_seqlens = np.concatenate(([0], np.cumsum(lengths)))
     tokens_T = np.concatenate(list(rows))
     positions_T = np.arange(len(tokens_T)) - np.repeat(cu_seqlens[:-1], lengths)
-    masked = apply_mask(rule, tokens_T, np.repeat(row_ids_R, lengths), positions_T)
+    masked = apply_mask(rule, tokens_T, np.repeat(keys_R, lengths), positions_T)
     return Batch(
         tokens_T=masked.tokens_T,
         positions_T=positions_T.astype(np.int32),
@@ -70,4 +73,5 @@ def make_batch(
         masked_index_M=masked.index_M,
         labels_M=masked.labels_M,
         row_ids_R=row_ids_R,
+        nsp_labels_R=nsp_labels_R,
     )

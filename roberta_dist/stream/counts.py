@@ -1,13 +1,15 @@
 """How many blocks each pack holds, for a format and a length.
 
-`packs.npy` carries the counts of the usual lengths; any other is counted once, with a progress
-bar, and kept beside the manifest under the manifest's hash.
+`packs.npy` carries the counts of the usual lengths; any other is counted once, in parallel and with a
+progress bar, and kept beside the manifest under the manifest's hash.
 """
 
 from __future__ import annotations
 
 import io
 import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,11 +17,32 @@ from tqdm import tqdm
 
 from roberta_dist.config.data import InputFormat
 from roberta_dist.corpus.manifest import Manifest
+from roberta_dist.corpus.pool import ordered_map
 from roberta_dist.errors import StorageError
 from roberta_dist.runtime.files import atomic_write
-from roberta_dist.stream.packs import PackReader, cut_blocks
+from roberta_dist.stream.formats import count_blocks
+from roberta_dist.stream.packs import PackReader
+from roberta_dist.stream.plan import Weights
 
 LOGGER = logging.getLogger(__name__)
+JOB_PACKS = 256
+"""Packs that one process counts at a time: about a second, so that starting it is worth it."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    manifest: Manifest
+    input_format: InputFormat
+    length: int
+    packs: range
+
+
+def _count(job: _Job) -> list[int]:
+    reader = PackReader(job.manifest)
+    try:
+        return [count_blocks(reader.read(i), job.input_format, job.length) for i in job.packs]
+    finally:
+        reader.close()
 
 
 def block_counts(
@@ -40,12 +63,7 @@ def block_counts(
         counts = np.load(path, allow_pickle=False)
         if counts.shape == (len(packs),):
             return np.asarray(counts, dtype=np.int64)
-    reader = PackReader(manifest)
-    eos = manifest.special_tokens.eos
-    indices = tqdm(range(len(packs)), f"counting {length}-token rows", disable=not progress)
-    counted = [len(cut_blocks(reader.read(i), input_format, length, eos).bounds) for i in indices]
-    reader.close()
-    counts = np.array(counted, dtype=np.int64)
+    counts = _count_all(manifest, input_format, length, progress)
     buffer = io.BytesIO()
     np.save(buffer, counts, allow_pickle=False)
     try:
@@ -53,3 +71,59 @@ def block_counts(
     except StorageError as error:
         LOGGER.warning("block counts are not kept: %s", error)
     return counts
+
+
+def _count_all(
+    manifest: Manifest, input_format: InputFormat, length: int, progress: bool
+) -> NDArray[np.int64]:
+    packs = len(manifest.packs)
+    jobs = [
+        _Job(manifest, input_format, length, range(first, min(first + JOB_PACKS, packs)))
+        for first in range(0, packs, JOB_PACKS)
+    ]
+    counted: list[int] = []
+    label = f"counting rows of {input_format.value}, {length} tokens"
+    with tqdm(total=packs, desc=label, unit="pack", disable=not progress) as bar:
+        for counts in ordered_map(_count, jobs, workers=0):
+            counted += counts
+            bar.update(len(counts))
+    return np.array(counted, dtype=np.int64)
+
+
+class BlockCounts:
+    """Block counts of several corpora, each read or counted once.
+
+    Args:
+        manifests: one a corpus.
+        input_format: how packs are cut.
+        progress: show a bar where blocks are not counted yet.
+    """
+
+    def __init__(
+        self, manifests: Sequence[Manifest], input_format: InputFormat, progress: bool
+    ) -> None:
+        self._manifests = manifests
+        self._format = input_format
+        self._progress = progress
+        self._known: dict[tuple[int, InputFormat, int], NDArray[np.int64]] = {}
+
+    def of(
+        self, corpus: int, length: int, input_format: InputFormat | None = None
+    ) -> NDArray[np.int64]:
+        """Blocks of each pack of a corpus, int64 [packs]."""
+        key = (corpus, input_format or self._format, length)
+        if key not in self._known:
+            manifest = self._manifests[corpus]
+            self._known[key] = block_counts(manifest, key[1], length, self._progress)
+        return self._known[key]
+
+    def fill(self, length: int, weights: Weights) -> float:
+        """Rows of the format that take the place of one `full_sentences` row of the mixture."""
+        shares = np.array(weights) / sum(weights)
+        return sum(
+            float(share)
+            * float(self.of(corpus, length).sum())
+            / float(self.of(corpus, length, InputFormat.full_sentences).sum())
+            for corpus, share in enumerate(shares)
+            if share > 0
+        )

@@ -6,23 +6,29 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from roberta_dist.config.data import DataConfig, MaskingConfig
 from roberta_dist.config.watch import EvaluateConfig
-from roberta_dist.corpus.manifest import Manifest, read_manifest
+from roberta_dist.corpus.manifest import read_manifest
 from roberta_dist.errors import ConfigError
+from roberta_dist.runtime.rng import derive_key
 from roberta_dist.runtime.world import World
-from roberta_dist.stream.batch import Batch, block_tokens, make_batch, weightless_row
+from roberta_dist.stream.batch import Batch, make_batch
+from roberta_dist.stream.blocks import RowMaker
 from roberta_dist.stream.counts import block_counts
 from roberta_dist.stream.masking import mask_rule
-from roberta_dist.stream.packs import BlockCache, PackReader, check_shards
+from roberta_dist.stream.packs import check_shards
+from roberta_dist.stream.rows import Places
 
 
 class HeldOut:
-    """The held-out rows of a corpus; every rank runs the same number of batches.
+    """The held-out rows of one corpus; every rank runs the same number of batches.
 
     Args:
-        data: corpus, format and length.
+        name: of the corpus.
+        path: where it lies.
+        data: format and length.
         masking: shares; the seed is `evaluate.seed`, never the run's.
         evaluate: rows and batch size.
 
@@ -30,8 +36,16 @@ class HeldOut:
         ConfigError: the held-out split has no full row.
     """
 
-    def __init__(self, data: DataConfig, masking: MaskingConfig, evaluate: EvaluateConfig) -> None:
-        self.manifest: Manifest = read_manifest(Path(data.path) / "held_out")
+    def __init__(
+        self,
+        name: str,
+        path: str,
+        data: DataConfig,
+        masking: MaskingConfig,
+        evaluate: EvaluateConfig,
+    ) -> None:
+        self.name = name
+        self.manifest = read_manifest(Path(path) / "held_out")
         check_shards(self.manifest)
         self.data = data
         self.evaluate = evaluate
@@ -51,23 +65,31 @@ class HeldOut:
 
     def batches(self, world: World) -> Iterator[Batch]:
         """This rank's share, row i going to rank i mod world; gaps are weight-0 rows."""
-        special = self.manifest.special_tokens
-        reader = PackReader(self.manifest)
-        cache = BlockCache(reader, self.data.format, self.data.sequence_length, capacity=2)
+        seed = derive_key(self.evaluate.seed, "held_out")
+        maker = RowMaker([self.manifest], self.data.format, seed, capacity=4)
         per_rank = -(-self.rows // world.world_size)
         try:
             for start in range(0, per_rank, self.evaluate.batch_size):
                 local = np.arange(start, min(start + self.evaluate.batch_size, per_rank))
                 row_ids_R = local * world.world_size + world.rank
                 row_ids_R = np.where(row_ids_R < self.rows, row_ids_R, -1)
-                rows = []
-                for row in row_ids_R:
-                    if row < 0:
-                        rows.append(weightless_row(special))
-                        continue
-                    pack = int(np.searchsorted(self._ends, row, side="right"))
-                    before = int(self._ends[pack - 1]) if pack else 0
-                    rows.append(block_tokens(cache.get(pack), int(row) - before, special))
-                yield make_batch(rows, row_ids_R, self._rule)
+                places = self._places(row_ids_R[row_ids_R >= 0])
+                rows, labels_R = maker.make(places, row_ids_R, self.data.sequence_length)
+                yield make_batch(rows, row_ids_R, self._rule, nsp_labels_R=labels_R)
         finally:
-            reader.close()
+            maker.close()
+
+    def _places(self, rows_N: NDArray[np.int64]) -> Places:
+        pack_N = np.searchsorted(self._ends, rows_N, side="right")
+        before_N = np.concatenate(([0], self._ends))[pack_N]
+        zeros_N = np.zeros_like(rows_N)
+        return Places(zeros_N, pack_N, rows_N - before_N, zeros_N)
+
+
+def open_held_out(
+    data: DataConfig, masking: MaskingConfig, evaluate: EvaluateConfig
+) -> tuple[HeldOut, ...]:
+    """The held-out split of every corpus."""
+    return tuple(
+        HeldOut(name, path, data, masking, evaluate) for name, path in data.locations.items()
+    )

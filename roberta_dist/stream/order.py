@@ -1,11 +1,11 @@
-"""Which block each global row is: a pure function of (seed, block counts, lanes, window, row).
+"""Which block each row of a corpus is: a pure function of (seed, block counts, lanes, window, row).
 
-Global row n belongs to lane n mod LAM and is that lane's row n div LAM (DESIGN §4). Packs are
+Row m of a corpus belongs to lane m mod LAM and is that lane's row m div LAM (DESIGN §4). Packs are
 dealt to lanes once by a seeded permutation. Within a lane epoch the lane's packs are permuted,
 taken in windows of G packs, and the blocks of a window are permuted. No state, no replay: any row
 is reached in closed form.
 
-Shape legend: N rows asked for, P packs.
+Shape legend: N rows asked for, P packs of the corpus.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from roberta_dist.errors import ConfigError
 from roberta_dist.runtime.rng import derive_key, permutation
 
-PLAN_VERSION = 1
+PLAN_VERSION = 2
 """Changes whenever the same inputs would give another order."""
 
 
@@ -50,11 +50,13 @@ class Location:
         pack_N: index into the manifest's packs.
         block_N: block inside the pack.
         lane_N: lane of the row.
+        epoch_N: times the lane was read before.
     """
 
     pack_N: NDArray[np.int64]
     block_N: NDArray[np.int64]
     lane_N: NDArray[np.int64]
+    epoch_N: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class _LaneEpoch:
 
 
 class Order:
-    """The order of all rows of one corpus.
+    """The order of all rows of one corpus in one sequence length.
 
     Args:
         block_counts_P: blocks of each pack in the chosen format and length.
@@ -103,7 +105,7 @@ class Order:
         return int(self.lane_blocks.sum())
 
     def locate(self, rows_N: NDArray[np.int64]) -> Location:
-        """Pack, block and lane of each global row."""
+        """Pack, block, lane and epoch of each row of the corpus."""
         rows_N = np.asarray(rows_N, dtype=np.int64)
         lane_N = rows_N % self.shuffle.lanes
         epoch_N, place_N = np.divmod(rows_N // self.shuffle.lanes, self.lane_blocks[lane_N])
@@ -114,7 +116,7 @@ class Order:
         for group in np.split(by_lane, change) if len(by_lane) else []:
             lane, epoch = int(lane_N[group[0]]), int(epoch_N[group[0]])
             pack_N[group], block_N[group] = self._locate_in_epoch(lane, epoch, place_N[group])
-        return Location(pack_N, block_N, lane_N)
+        return Location(pack_N, block_N, lane_N, epoch_N)
 
     def _locate_in_epoch(
         self, lane: int, epoch: int, places: NDArray[np.int64]
@@ -160,49 +162,3 @@ class Order:
         while len(self._windows) > 2 * self.shuffle.lanes:
             self._windows.popitem(last=False)
         return shuffled
-
-
-@dataclass(frozen=True)
-class RankRows:
-    """This rank's share of a global batch, cut into micro-batches.
-
-    Attributes:
-        rows: global row ids [micro_steps][rows]; -1 is a weight-0 row.
-        location: where the non-negative ids of `rows`, flattened in order, lie.
-    """
-
-    rows: list[NDArray[np.int64]]
-    location: Location
-
-
-def micro_steps(global_batch_size: int, world_size: int, micro_batch_size: int) -> int:
-    """Micro-batches every rank runs in a step: the same number on all of them."""
-    rows_per_rank = -(-global_batch_size // world_size)
-    return -(-rows_per_rank // micro_batch_size)
-
-
-def rank_rows(
-    order: Order,
-    first_row: int,
-    global_batch_size: int,
-    rank: int,
-    world_size: int,
-    micro_batch_size: int,
-) -> RankRows:
-    """Rows [first_row, first_row + global_batch_size) that `rank` computes.
-
-    Rows are sorted by lane and cut into `world_size` parts of ceil(B / world_size), so a lane's
-    packs are read by one rank, or two; missing rows are -1. The set over all ranks does not
-    depend on the world.
-    """
-    rows_B = np.arange(first_row, first_row + global_batch_size, dtype=np.int64)
-    by_lane = rows_B[np.argsort(rows_B % order.shuffle.lanes, kind="stable")]
-    per_rank = -(-global_batch_size // world_size)
-    mine = by_lane[rank * per_rank : (rank + 1) * per_rank]
-    steps = micro_steps(global_batch_size, world_size, micro_batch_size)
-    padded = np.full(steps * micro_batch_size, -1, dtype=np.int64)
-    padded[: len(mine)] = mine
-    parts = list(padded.reshape(steps, micro_batch_size))
-    # A last micro-batch may be mostly weight-0 rows; drop those beyond the first, which keeps it valid.
-    trimmed = [part[: max(1, int((part >= 0).sum()))] for part in parts]
-    return RankRows(trimmed, order.locate(mine))

@@ -1,4 +1,4 @@
-"""Reading packs by range, checked against the manifest, and holding the decoded ones.
+"""Reading packs by range, checked against the manifest.
 
 A reader takes (shard, offset, length) from `packs.npy`: no tar header is parsed, so none can
 mislead it, and every payload is checked against the manifest's crc32.
@@ -8,40 +8,10 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections import OrderedDict
-from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
-from roberta_dist.config.data import InputFormat
 from roberta_dist.corpus.manifest import Manifest
 from roberta_dist.corpus.pack import Pack, decode_pack
-from roberta_dist.corpus.packing import contiguous_bounds, full_sentence_bounds, pack_payload
 from roberta_dist.errors import DataFault
-
-
-@dataclass(frozen=True)
-class BlockPack:
-    """A decoded pack, cut into blocks.
-
-    Attributes:
-        payload: tokens with `</s>` after each document.
-        bounds: [blocks, 2] start and end of each block in `payload`.
-        closes_rows: rows end in `</s>`; contiguous blocks do not, they are always full.
-    """
-
-    payload: NDArray[np.uint16]
-    bounds: NDArray[np.int64]
-    closes_rows: bool
-
-
-def cut_blocks(pack: Pack, input_format: InputFormat, length: int, eos: int) -> BlockPack:
-    """Cut one pack into rows of the chosen format; a function of the pack alone."""
-    payload = pack_payload(pack, eos)
-    if input_format is InputFormat.blocks:
-        return BlockPack(payload, contiguous_bounds(len(payload), length), False)
-    return BlockPack(payload, full_sentence_bounds(pack, length), True)
 
 
 def check_shards(manifest: Manifest) -> None:
@@ -100,37 +70,3 @@ class PackReader:
         for descriptor in self._descriptors.values():
             os.close(descriptor)
         self._descriptors.clear()
-
-
-class BlockCache:
-    """Decoded packs, the least recently used dropped first.
-
-    Args:
-        reader: where packs come from.
-        input_format: how they are cut.
-        length: tokens in a row.
-        capacity: packs held.
-    """
-
-    def __init__(
-        self, reader: PackReader, input_format: InputFormat, length: int, capacity: int
-    ) -> None:
-        self.reader = reader
-        self.input_format = input_format
-        self.length = length
-        self.capacity = max(1, capacity)
-        self.reads = 0
-        self._held: OrderedDict[int, BlockPack] = OrderedDict()
-
-    def get(self, index: int) -> BlockPack:
-        """Pack `index`, cut into blocks."""
-        if index in self._held:
-            self._held.move_to_end(index)
-            return self._held[index]
-        eos = self.reader.manifest.special_tokens.eos
-        block_pack = cut_blocks(self.reader.read(index), self.input_format, self.length, eos)
-        self.reads += 1
-        self._held[index] = block_pack
-        while len(self._held) > self.capacity:
-            self._held.popitem(last=False)
-        return block_pack

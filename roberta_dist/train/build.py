@@ -18,9 +18,9 @@ from roberta_dist.model.init import init_weights
 from roberta_dist.optim.build import build_optimizer
 from roberta_dist.runtime.dist import on_main
 from roberta_dist.runtime.world import World
-from roberta_dist.stream.held_out import HeldOut
-from roberta_dist.stream.loader import Stream, check_lanes, open_stream
-from roberta_dist.stream.order import micro_steps
+from roberta_dist.stream.held_out import HeldOut, open_held_out
+from roberta_dist.stream.loader import most_micro_steps
+from roberta_dist.stream.open import Stream, check_lanes, open_stream
 from roberta_dist.train.resume import ResumePoint, check_resume
 from roberta_dist.train.state import TrainState
 
@@ -35,7 +35,7 @@ class Run:
     world: World
     device: torch.device
     stream: Stream
-    held_out: HeldOut | None
+    held_out: tuple[HeldOut, ...]
     engine: TrainEngine
     resume: ResumePoint
 
@@ -50,6 +50,8 @@ def build_run(config: PretrainConfig, world: World) -> Run:
     device = init_world(world, config.train.timeout_s)
     if config.train.deterministic:
         torch.use_deterministic_algorithms(True)
+    checkpoint = on_main(lambda: _newest_checkpoint(config))
+    recorded = checkpoint.train_state["data"] if checkpoint else None
     stream = _on_main_first(
         lambda progress: open_stream(
             config.data,
@@ -57,18 +59,19 @@ def build_run(config: PretrainConfig, world: World) -> Run:
             config.train.seed,
             config.train.global_batch_size,
             progress,
+            recorded,
         )
     )
-    held_out = None
+    held_out: tuple[HeldOut, ...] = ()
     if config.evaluate.every_steps:
-        held_out = _on_main_first(lambda _: HeldOut(config.data, config.masking, config.evaluate))
-    checkpoint, resume = on_main(lambda: _find_resume_point(config, stream, world))
+        held_out = _on_main_first(
+            lambda _: open_held_out(config.data, config.masking, config.evaluate)
+        )
+    resume = on_main(lambda: _find_resume_point(config, checkpoint, stream, world))
     model = RobertaForPretraining(config.model, config.kernels, stream.manifest.vocab_size)
     init_weights(model, config.train.seed)
     optimizer = build_optimizer(model, config.optim)
-    steps = micro_steps(
-        config.train.global_batch_size, world.world_size, config.train.micro_batch_size
-    )
+    steps = most_micro_steps(stream, world, config.train.micro_batch_size)
     engine = TrainEngine(model, optimizer, config, world, device, steps)
     if checkpoint is not None:
         engine.load(checkpoint)
@@ -81,12 +84,17 @@ def _on_main_first(open_part: Callable[[bool], T]) -> T:
     return open_part(False)
 
 
-def _find_resume_point(
-    config: PretrainConfig, stream: Stream, world: World
-) -> tuple[Checkpoint | None, ResumePoint]:
+def _newest_checkpoint(config: PretrainConfig) -> Checkpoint | None:
     folder = latest_checkpoint(Path(config.run_dir))
-    if folder is None:
+    return open_checkpoint(folder) if folder else None
+
+
+def _find_resume_point(
+    config: PretrainConfig, checkpoint: Checkpoint | None, stream: Stream, world: World
+) -> ResumePoint:
+    if checkpoint is None:
         check_lanes(stream, world)
-        return None, ResumePoint(TrainState(), [])
-    checkpoint = open_checkpoint(folder)
-    return checkpoint, check_resume(checkpoint, config, stream.fingerprint())
+        return ResumePoint(TrainState(), [])
+    return check_resume(
+        checkpoint, config, stream.fingerprint(int(checkpoint.train_state["next_row"]))
+    )

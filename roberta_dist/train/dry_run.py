@@ -35,10 +35,10 @@ def dry_run(run: Run, paths: RunPaths) -> None:
         result = run.engine.train_step(batches, 0, lr)
         if not result.applied:
             raise NonFiniteError(f"dry run: loss={result.loss} grad_norm={result.grad_norm}")
-        state = TrainState(step=1, next_row=config.train.global_batch_size, optimizer_step=1)
-        saved = run.engine.save(
-            folder / "checkpoints", 1, state.to_json(run.stream.fingerprint()), to_yaml(config)
-        )
+        rows = run.stream.plan.batch_rows(0)
+        state = TrainState(step=1, next_row=rows, optimizer_step=1)
+        data_state = state.to_json(run.stream.fingerprint(rows))
+        saved = run.engine.save(folder / "checkpoints", 1, data_state, to_yaml(config))
         run.engine.load(open_checkpoint(saved))
         tokenizer = run.stream.manifest.folder.parent / "tokenizer"
         difference = on_main(

@@ -59,8 +59,9 @@ class Loop:
         Raises:
             DataFault, NonFiniteError, StorageError: on every rank.
         """
-        batch_size, last_step = self.config.train.global_batch_size, self.config.schedule.max_steps
-        last_row = self.state.next_row + (last_step - self.state.step) * batch_size
+        plan, last_step = self.run.stream.plan, self.config.schedule.max_steps
+        last_row = self.state.next_row
+        last_row += plan.row_of_step(last_step) - plan.row_of_step(self.state.step)
         reader = RankReader(self.run.stream, self.run.world, self.config.train.micro_batch_size)
         prefetcher = Prefetcher(reader, self.state.next_row, last_row)
         try:
@@ -81,6 +82,7 @@ class Loop:
             return True
         finally:
             prefetcher.close()
+            reader.close()
 
     def _take(self, prefetcher: Prefetcher) -> list[Batch] | None:
         """The next batch; None when a rank was asked to stop. Ranks agree, so none is left waiting.
@@ -97,13 +99,16 @@ class Loop:
         flags = torch.tensor([failure is not None, self.stop.requested], dtype=torch.int32)
         failed, requested = all_max(flags.to(self.run.device)).tolist()
         if failed:
-            first, size = self.state.next_row, self.config.train.global_batch_size
+            first, size = self.state.next_row, self._batch_rows()
             problem = failure.problem if failure else "another rank could not read its rows"
             raise DataFault(
                 f"{problem}; needed for step {self.state.step}, rows [{first}, {first + size})",
                 failure.remedy if failure else "see that rank's log",
             )
         return None if requested else batches
+
+    def _batch_rows(self) -> int:
+        return self.run.stream.plan.batch_rows(self.state.next_row)
 
     def _step(self, batches: list[Batch], began: float, data_wait: float) -> None:
         lr = learning_rate(self.state.step, self.config.optim.lr, self.config.schedule)
@@ -112,8 +117,8 @@ class Loop:
         self._log(result, lr, batches, data_wait, time.perf_counter() - began)
 
     def _account(self, result: StepResult) -> None:
-        state, batch_size = self.state, self.config.train.global_batch_size
-        first, end = state.next_row, state.next_row + batch_size
+        state = self.state
+        first, end = state.next_row, state.next_row + self._batch_rows()
         moved = replace(state, step=state.step + 1, next_row=end)
         if result.applied:
             self.state = replace(moved, optimizer_step=state.optimizer_step + 1)
@@ -147,7 +152,7 @@ class Loop:
                 "grad_norm": result.grad_norm,
                 "skipped": self.state.skipped + self.state.empty,
                 "save_failures": self.save_failures,
-                "epoch": self.state.next_row / self.run.stream.order.rows_per_epoch,
+                "epoch": self.run.stream.order.epochs(self.state.next_row),
                 "tokens_per_s": result.tokens / took,
                 "mfu": flops / took / self.matrix_rate,
                 "step_time_s": took,
@@ -161,22 +166,29 @@ class Loop:
     def _evaluate(self, final: bool) -> bool:
         """Measure the held-out loss where due; True if it is the best and should be kept."""
         every, held_out = self.config.evaluate.every_steps, self.run.held_out
-        if held_out is None or not (final or self.state.step % every == 0):
+        if not held_out or not (final or self.state.step % every == 0):
             return False
-        total, count = self.run.engine.held_out_sums(held_out.batches(self.run.world))
+        metrics: dict[str, float] = {}
+        total, count = 0.0, 0
+        for corpus in held_out:
+            sums = self.run.engine.held_out_sums(corpus.batches(self.run.world))
+            total, count = total + sums[0], count + sums[1]
+            loss = sums[0] / max(sums[1], 1)
+            if len(held_out) > 1:
+                metrics[f"eval_loss/{corpus.name}"] = loss
+            LOGGER.info(
+                "step %d: held-out loss of %s %.4f nats, perplexity %.1f (unigram entropy %.4f)",
+                *(self.state.step, corpus.name, loss, math.exp(min(loss, 700.0))),
+                corpus.manifest.unigram_entropy,
+            )
         loss = total / max(count, 1)
         self.state = self.state.evaluated(loss)
-        metrics = {
+        metrics |= {
             "eval_loss": loss,
             "eval_perplexity": math.exp(min(loss, 700.0)),
             "eval_masked_tokens": float(count),
         }
         self.tracker.log(self.state.step, metrics)
-        entropy = held_out.manifest.unigram_entropy
-        LOGGER.info(
-            "step %d: held-out loss %.4f nats, perplexity %.1f (unigram entropy %.4f)",
-            *(self.state.step, loss, metrics["eval_perplexity"], entropy),
-        )
         return self.config.checkpoint.keep_best and self.state.best_step == self.state.step
 
     def _out_of_patience(self) -> bool:
@@ -191,7 +203,7 @@ class Loop:
         if self.saved_step == self.state.step:
             return
         self.tracker.flush()
-        state = self.state.to_json(self.run.stream.fingerprint())
+        state = self.state.to_json(self.run.stream.fingerprint(self.state.next_row))
         try:
             self.run.engine.save(self.checkpoints, self.state.step, state, to_yaml(self.config))
         except StorageError as error:

@@ -47,12 +47,14 @@ def config_changes(old: PretrainConfig, new: PretrainConfig) -> list[Change]:
         raise ConfigError(
             "the run folder was started with other values: " + "; ".join(map(str, forbidden)),
             "keep the old values, or start a new run with another run_dir= "
-            "(schedule.max_steps may grow with train.extend=true)",
+            "(schedule.max_steps, data.phases and data.weights may be extended with train.extend=true)",
         )
     return changes
 
 
 def _may_extend(change: Change, new: PretrainConfig) -> bool:
+    if change.key.startswith("data."):  # what was done already is compared row for row below
+        return new.train.extend
     return change.new > change.old and (new.schedule.decay is Decay.constant or new.train.extend)
 
 

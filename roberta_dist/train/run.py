@@ -121,7 +121,6 @@ def _prepare_folder(run: Run, paths: RunPaths, attempt: Path) -> None:
 def _announce(run: Run) -> None:
     config, stream = run.config, run.stream
     parameters = parameter_count(config.model, stream.manifest.vocab_size)
-    shuffle = stream.order.shuffle
     LOGGER.info(
         "%s parameters, ZeRO-%d %s, %d rank(s), attention %s",
         human_count(parameters),
@@ -130,20 +129,26 @@ def _announce(run: Run) -> None:
         run.world.world_size,
         resolve_attention(config.kernels).value,
     )
-    LOGGER.info(
-        "%s tokens in %d packs, %s rows an epoch, %d lanes x %d packs, from step %d (row %d)",
-        human_count(stream.manifest.tokens),
-        len(stream.manifest.packs),
-        human_count(stream.order.rows_per_epoch),
-        *(shuffle.lanes, shuffle.window, run.resume.state.step, run.resume.state.next_row),
-    )
-    per_rank = -(-config.train.global_batch_size // run.world.world_size)
-    wasted = per_rank * run.world.world_size - config.train.global_batch_size
+    for corpus in stream.corpora:
+        LOGGER.info(
+            "corpus %s: %s tokens in %d packs, %d lanes x %d packs",
+            *(corpus.name, human_count(corpus.manifest.tokens), len(corpus.manifest.packs)),
+            *(corpus.shuffle.lanes, corpus.shuffle.window),
+        )
+    step, row = run.resume.state.step, run.resume.state.next_row
+    rows = stream.plan.batch_rows(row)
+    LOGGER.info("from step %d (row %d): %d rows a step", step, row, rows)
+    for segment in stream.plan.segments[1:9]:
+        LOGGER.info(
+            "from step %d (row %d): %d rows of %d tokens a step",
+            *(segment.first_step, segment.first_row, segment.rows, segment.sequence_length),
+        )
+    per_rank = -(-rows // run.world.world_size)
+    wasted = per_rank * run.world.world_size - rows
     if wasted:
         LOGGER.warning(
-            "train.global_batch_size=%d does not divide by %d ranks: %.1f %% of the rows are empty",
-            *(config.train.global_batch_size, run.world.world_size),
-            100 * wasted / (per_rank * run.world.world_size),
+            "a batch of %d rows does not divide by %d ranks: %.1f %% of the rows are empty",
+            *(rows, run.world.world_size, 100 * wasted / (per_rank * run.world.world_size)),
         )
 
 

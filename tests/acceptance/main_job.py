@@ -35,9 +35,10 @@ from roberta_dist.config.data import DataConfig, MaskingConfig
 from roberta_dist.corpus.manifest import SpecialTokens
 from roberta_dist.optim.groups import parameter_groups
 from roberta_dist.runtime.world import World
-from roberta_dist.stream.loader import RankReader, open_stream
+from roberta_dist.stream.loader import RankReader
 from roberta_dist.stream.masking import apply_mask, mask_rule
 from roberta_dist.stream.masking_torch import apply_mask_torch
+from roberta_dist.stream.open import open_stream
 from roberta_dist.stream.tensors import to_tensors
 
 ZERO_WORKER = ROOT / "tests" / "distributed" / "zero_worker.py"

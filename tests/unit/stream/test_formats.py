@@ -11,9 +11,10 @@ from roberta_dist.config.data import InputFormat, MaskingConfig
 from roberta_dist.corpus.manifest import PACK_DTYPE, Manifest, Shard, SpecialTokens
 from roberta_dist.corpus.pack import Pack, encode_pack
 from roberta_dist.errors import DataFault
-from roberta_dist.stream.batch import block_tokens, make_batch, weightless_row
+from roberta_dist.stream.batch import make_batch, weightless_row
+from roberta_dist.stream.formats import plain_rows
 from roberta_dist.stream.masking import mask_rule
-from roberta_dist.stream.packs import PackReader, check_shards, cut_blocks
+from roberta_dist.stream.packs import PackReader, check_shards
 
 pytestmark = pytest.mark.unit
 SPECIAL = SpecialTokens(bos=0, pad=1, eos=2, unk=3, mask=99)
@@ -26,13 +27,14 @@ def some_pack(sentences=(4, 3, 6, 2, 30, 5), documents=(2, 4, 6)) -> Pack:
 
 
 def rows_of(pack: Pack, input_format: InputFormat, length: int) -> list[list[int]]:
-    blocks = cut_blocks(pack, input_format, length, SPECIAL.eos)
-    return [block_tokens(blocks, i, SPECIAL).tolist() for i in range(len(blocks.bounds))]
+    rows = plain_rows(pack, input_format, length, SPECIAL)
+    return [rows.row(block).tolist() for block in range(len(rows))]
 
 
 @pytest.mark.parametrize("length", [8, 12, 16, 64])
-def test_full_sentences_hold_every_token_once(length):
-    rows = rows_of(some_pack(), InputFormat.full_sentences, length)
+@pytest.mark.parametrize("name", ["full_sentences", "doc_sentences"])
+def test_sentence_formats_hold_every_token_once(name, length):
+    rows = rows_of(some_pack(), InputFormat(name), length)
     for row in rows:
         assert row[0] == SPECIAL.bos and row[-1] == SPECIAL.eos and 3 <= len(row) <= length
     inner = [token for row in rows for token in row if token >= 4]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from roberta_dist.errors import ConfigError
-from roberta_dist.stream.order import Order, Shuffle, derive_shuffle, micro_steps, rank_rows
+from roberta_dist.stream.order import Order, Shuffle, derive_shuffle
 
 pytestmark = pytest.mark.unit
 
@@ -63,34 +63,6 @@ def test_epochs_and_seeds_differ():
     other = Order(counts, Shuffle(1, 4), seed=2).locate(epoch)
     assert (first.pack_N != second.pack_N).mean() > 0.5
     assert (first.pack_N != other.pack_N).mean() > 0.5
-
-
-@pytest.mark.parametrize("batch", [240, 256])
-@pytest.mark.parametrize("step", [0, 1, 20, 5000])
-def test_batches_do_not_depend_on_the_world(batch, step):
-    order = Order(some_counts(), Shuffle(12, 2), seed=5)
-    expected = np.arange(step * batch, (step + 1) * batch)
-    for world in (1, 2, 3, 5, 8):
-        rows, places = [], {}
-        for rank in range(world):
-            share = rank_rows(order, step * batch, batch, rank, world, micro_batch_size=16)
-            assert len(share.rows) == micro_steps(batch, world, 16)
-            real = np.concatenate(share.rows)
-            real = real[real >= 0]
-            rows.extend(real.tolist())
-            where = zip(share.location.pack_N, share.location.block_N, strict=True)
-            places.update(zip(real.tolist(), where, strict=True))
-        assert sorted(rows) == expected.tolist()
-        whole = order.locate(expected)
-        assert [places[row] for row in expected] == list(
-            zip(whole.pack_N, whole.block_N, strict=True)
-        )
-
-
-def test_missing_rows_become_one_weightless_row():
-    order = Order(some_counts(), Shuffle(4, 1), seed=5)
-    share = rank_rows(order, 0, 7, rank=4, world_size=5, micro_batch_size=2)
-    assert [part.tolist() for part in share.rows] == [[-1]]
 
 
 def test_order_is_the_recorded_one():
