@@ -68,7 +68,7 @@ class RankReader:
             (-(-corpus.shuffle.lanes // self.world.world_size) + 2) * corpus.shuffle.window
             for corpus in corpora
         )
-        return max(int(windows * 1.5), self.micro_batch_size)
+        return int(windows * 1.5)
 
     def micro_batches(self, first_row: int) -> list[Batch]:
         """The micro-batches of the global batch that starts at `first_row`.
@@ -80,10 +80,16 @@ class RankReader:
         size = micro_batch_rows(self.stream, self.micro_batch_size, length)
         world = self.world
         parts = rank_rows(self.stream.order, first_row, world.rank, world.world_size, size)
-        return [self._batch(row_ids_R, length) for row_ids_R in parts]
+        real = [int((row_ids_R >= 0).sum()) for row_ids_R in parts]
+        ends = np.cumsum(real)[:-1]
+        rows_N = np.concatenate([part[:count] for part, count in zip(parts, real, strict=True)])
+        places = self.stream.order.locate(rows_N).split(ends)
+        return [
+            self._batch(row_ids_R, places_R, length)
+            for row_ids_R, places_R in zip(parts, places, strict=True)
+        ]
 
-    def _batch(self, row_ids_R: NDArray[np.int64], length: int) -> Batch:
-        places = self.stream.order.locate(row_ids_R[row_ids_R >= 0])
+    def _batch(self, row_ids_R: NDArray[np.int64], places: Places, length: int) -> Batch:
         keys_R = self._keys(places, row_ids_R, length)
         rows, labels_R = self.maker.make(places, keys_R, length)
         return make_batch(rows, row_ids_R, self.stream.rule, keys_R, labels_R)

@@ -36,6 +36,11 @@ class Places:
     block_N: NDArray[np.int64]
     epoch_N: NDArray[np.int64]
 
+    def split(self, ends: NDArray[np.int64]) -> list[Places]:
+        """The places cut at `ends`."""
+        columns = (np.split(column, ends) for column in vars(self).values())
+        return [Places(*part) for part in zip(*columns, strict=True)]
+
 
 class RowOrder:
     """The order of all rows of a run.
