@@ -8,7 +8,9 @@ from pathlib import Path
 from roberta_dist.checkpoint.reader import find_checkpoint, load_weights, open_checkpoint
 from roberta_dist.config.load import load_yaml
 from roberta_dist.config.roots import ExportConfig, PretrainConfig
-from roberta_dist.corpus.manifest import read_manifest
+from roberta_dist.corpus.manifest import open_manifest
+from roberta_dist.corpus.storage import Store, open_store
+from roberta_dist.corpus.tokenizer_folder import local_tokenizer
 from roberta_dist.errors import ConfigError
 from roberta_dist.export.card import run_facts
 from roberta_dist.export.huggingface import export_weights
@@ -29,9 +31,9 @@ def held_out_loss(metrics: Path, step: int) -> float | None:
     return last
 
 
-def _unigram_entropy(corpus: Path) -> float | None:
+def _unigram_entropy(corpus: Store) -> float | None:
     try:
-        return read_manifest(corpus / "held_out").unigram_entropy
+        return open_manifest(corpus.child("held_out")).unigram_entropy
     except ConfigError:  # prepared without a held-out split
         return None
 
@@ -50,15 +52,15 @@ def export_checkpoint(config: ExportConfig) -> int:
     run = load_yaml(PretrainConfig, run_dir / "config.yaml")
     checkpoint = find_checkpoint(run_dir, config.step)
     opened = open_checkpoint(checkpoint)
-    corpus = Path(run.data.path)
-    manifest = read_manifest(corpus / "train")
+    corpus = open_store(run.data.path)
+    manifest = open_manifest(corpus.child("train"))
     output = Path(config.output) if config.output is not None else run_dir / "export"
     loss = held_out_loss(run_dir / "metrics.jsonl", opened.step)
     difference = export_weights(
         load_weights(checkpoint),
         run.model,
         manifest,
-        corpus / "tokenizer",
+        local_tokenizer(corpus, manifest.tokenizer_sha256),
         output,
         run_facts(run, opened.train_state, loss, _unigram_entropy(corpus)),
         config.tolerance,

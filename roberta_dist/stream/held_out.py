@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 
 from roberta_dist.config.data import DataConfig, MaskingConfig
 from roberta_dist.config.watch import EvaluateConfig
-from roberta_dist.corpus.manifest import Manifest, read_manifest
+from roberta_dist.corpus.manifest import Manifest, open_manifest
+from roberta_dist.corpus.storage import open_store
 from roberta_dist.errors import ConfigError
 from roberta_dist.runtime.world import World
 from roberta_dist.stream.batch import Batch, block_tokens, make_batch, weightless_row
@@ -31,7 +31,7 @@ class HeldOut:
     """
 
     def __init__(self, data: DataConfig, masking: MaskingConfig, evaluate: EvaluateConfig) -> None:
-        self.manifest: Manifest = read_manifest(Path(data.path) / "held_out")
+        self.manifest: Manifest = open_manifest(open_store(data.path).child("held_out"))
         check_shards(self.manifest)
         self.data = data
         self.evaluate = evaluate
@@ -41,7 +41,7 @@ class HeldOut:
         self.rows = min(total, evaluate.max_rows) if evaluate.max_rows else total
         if self.rows == 0:
             raise ConfigError(
-                f"{self.manifest.folder}: no row of {data.sequence_length} tokens held out",
+                f"{self.manifest.store.where()}: no row of {data.sequence_length} tokens held out",
                 "raise corpus.held_out_fraction, or set evaluate.every_steps=0",
             )
         manifest = self.manifest

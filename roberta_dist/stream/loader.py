@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from roberta_dist.config.data import DataConfig, MaskingConfig
-from roberta_dist.corpus.manifest import Manifest, read_manifest
+from roberta_dist.corpus.manifest import Manifest, open_manifest
+from roberta_dist.corpus.storage import open_store
 from roberta_dist.errors import ConfigError
 from roberta_dist.runtime.world import World
 from roberta_dist.stream.batch import Batch, block_tokens, make_batch, weightless_row
@@ -67,7 +67,7 @@ def open_stream(
         ConfigError: not a prepared corpus, or too little of it.
         DataFault: a shard is missing or has another size.
     """
-    manifest = read_manifest(Path(data.path) / "train")
+    manifest = open_manifest(open_store(data.path).child("train"))
     check_shards(manifest)
     counts = block_counts(manifest, data.format, data.sequence_length, progress)
     pack_bytes = max(1.0, float(np.mean(manifest.packs["length"])))

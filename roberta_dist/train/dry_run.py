@@ -7,6 +7,8 @@ import shutil
 
 from roberta_dist.checkpoint.reader import load_weights, open_checkpoint
 from roberta_dist.config.load import to_yaml
+from roberta_dist.corpus.storage import open_store
+from roberta_dist.corpus.tokenizer_folder import local_tokenizer
 from roberta_dist.errors import NonFiniteError
 from roberta_dist.export.huggingface import export_weights
 from roberta_dist.optim.schedule import learning_rate
@@ -40,13 +42,13 @@ def dry_run(run: Run, paths: RunPaths) -> None:
             folder / "checkpoints", 1, state.to_json(run.stream.fingerprint()), to_yaml(config)
         )
         run.engine.load(open_checkpoint(saved))
-        tokenizer = run.stream.manifest.folder.parent / "tokenizer"
+        tokenizer_sha256 = run.stream.manifest.tokenizer_sha256
         difference = on_main(
             lambda: export_weights(
                 load_weights(saved),
                 config.model,
                 run.stream.manifest,
-                tokenizer,
+                local_tokenizer(open_store(config.data.path), tokenizer_sha256),
                 folder / "export",
                 {},
             )
