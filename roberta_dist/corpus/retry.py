@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from roberta_dist.errors import RobertaDistError
+
 LOGGER = logging.getLogger(__name__)
 
 FIRST_PAUSE_S = 0.1
@@ -20,6 +22,7 @@ PERMANENT = (
     ImportError,
     ValueError,
     TypeError,
+    RobertaDistError,
 )
 """What no waiting repairs, whatever is read."""
 

@@ -22,14 +22,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from roberta_dist.corpus.retry import with_retries
-from roberta_dist.errors import ConfigError
-from roberta_dist.runtime.files import file_sha256, is_remote
+from roberta_dist.runtime.files import file_sha256
 from roberta_dist.units import GIB
 
 T = TypeVar("T")
-RANGE_SCHEMES = ("s3", "gs", "gcs", "http", "https")
-_USER_INFO = re.compile(r"(?<=://)[^/@\s'\"]*@")
-_LITERAL_PASSWORD = re.compile(r"://[^/@\s:$'\"]*:[^/@\s$'\"]+@")
+USER_INFO = re.compile(r"(?<=://)[^/@\s'\"]*@")
 _QUERY = re.compile(r"(://[^\s?'\"]*)\?[^\s'\")]*")
 
 
@@ -212,44 +209,4 @@ class LocalStore(Store):
 
 def shown(text: str) -> str:
     """`text` without the user names, passwords and query strings of the URLs in it."""
-    return _QUERY.sub(r"\1", _USER_INFO.sub("", text))
-
-
-def open_store(path: str, options: ReadOptions | None = None) -> Store:
-    """The store of a corpus path.
-
-    Raises:
-        ConfigError: a path of no known form, one that carries credentials, or a package that
-            reads it is not installed.
-    """
-    options = options or ReadOptions()
-    if not is_remote(path):
-        return LocalStore(Path(path).expanduser(), options)
-    _refuse_credentials(path)
-    if "{}" in path:
-        from roberta_dist.corpus.streamed import StreamedStore
-
-        return StreamedStore(path, options)
-    scheme = path.partition("://")[0].lower()
-    if scheme not in RANGE_SCHEMES:
-        raise ConfigError(
-            f"data.path={shown(path)}: cannot be read by range, and has no {{}}",
-            f"give a folder, {'://, '.join(RANGE_SCHEMES)}://, or mark with {{}} where the name of "
-            "a file goes: pipe:ssh host cat /corpora/mine/{}",
-        )
-    from roberta_dist.corpus.remote import RangeStore
-
-    return RangeStore(scheme, path, options)
-
-
-def _refuse_credentials(path: str) -> None:
-    """Configurations are kept, copied and shown: none may hold a secret."""
-    in_url = _USER_INFO.search(path) and not path.startswith("pipe:")
-    in_query = "?" in path and not path.startswith("pipe:")
-    if in_url or in_query or _LITERAL_PASSWORD.search(path):
-        raise ConfigError(
-            f"data.path={shown(path)}: carries a user name, password or query string, which would "
-            "be kept in every copy of the configuration",
-            "put them in ~/.netrc (http), in AWS_* variables (s3), or in a variable that a command "
-            'names: pipe:curl -sf "https://host/mine/{}?$SIGNATURE"',
-        )
+    return _QUERY.sub(r"\1", USER_INFO.sub("", text))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import shlex
@@ -14,6 +15,7 @@ from typing import BinaryIO, TypeVar
 from roberta_dist.corpus.cache import ContentCache, WrongContent
 from roberta_dist.corpus.retry import with_retries
 from roberta_dist.corpus.storage import Content, Fingerprint, ReadOptions, Store, shown
+from roberta_dist.errors import StorageError
 from roberta_dist.units import MIB, human_bytes
 
 LOGGER = logging.getLogger(__name__)
@@ -131,7 +133,13 @@ class StreamedStore(Store):
             raise OSError(f"{self.where(name)}: {error}") from None
 
     def _patiently(self, read: Callable[[], T], name: str) -> T:
-        return with_retries(read, self.where(name), self.options.retry_s)
+        where = self.where(name)
+        try:
+            return with_retries(read, where, self.options.retry_s)
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{where}: not there") from None
+        except (OSError, NoCommand) as error:
+            raise OSError(f"{where}: {error}") from None
 
     def _stream(self, name: str, target: BinaryIO, size: int = 0) -> None:
         """Write a whole file to the start of `target`.
@@ -152,13 +160,15 @@ class StreamedStore(Store):
             with closing(source):
                 shutil.copyfileobj(source, target, 4 * MIB)
         except FileNotFoundError:
-            raise FileNotFoundError(f"{self.where(name)}: not there") from None
+            raise FileNotFoundError("not there") from None
         except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise StorageError(f"{self.cache.folder}: no space left on the disk") from None
             status = source.status if isinstance(source, Pipe) else None
             if status in NO_COMMAND:
-                raise NoCommand(f"{self.where(name)}: no such command") from None
+                raise NoCommand("no such command") from None
             failed = f"exit code {status}" if status is not None else type(error).__name__
-            raise OSError(f"{self.where(name)}: {failed}") from None
+            raise OSError(failed) from None
         target.truncate()
         if target.tell() == 0:
-            raise OSError(f"{self.where(name)}: gave nothing")
+            raise OSError("gave nothing")

@@ -15,7 +15,7 @@ from roberta_dist.config.load import load_yaml
 from roberta_dist.config.model import KernelsConfig, ModelConfig
 from roberta_dist.config.roots import EvaluateVerbConfig, PretrainConfig
 from roberta_dist.corpus.manifest import open_manifest
-from roberta_dist.corpus.storage import open_store
+from roberta_dist.corpus.opening import open_store
 from roberta_dist.errors import ConfigError
 from roberta_dist.interop.folder import read_folder
 from roberta_dist.interop.huggingface import Weights

@@ -9,7 +9,8 @@ from roberta_dist.checkpoint.reader import find_checkpoint, load_weights, open_c
 from roberta_dist.config.load import load_yaml
 from roberta_dist.config.roots import ExportConfig, PretrainConfig
 from roberta_dist.corpus.manifest import open_manifest
-from roberta_dist.corpus.storage import Store, open_store
+from roberta_dist.corpus.opening import open_store
+from roberta_dist.corpus.storage import Store
 from roberta_dist.corpus.tokenizer_folder import local_tokenizer
 from roberta_dist.errors import ConfigError
 from roberta_dist.export.card import run_facts

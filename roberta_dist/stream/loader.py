@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from roberta_dist.config.data import DataConfig, MaskingConfig
 from roberta_dist.corpus.manifest import Manifest, open_manifest
-from roberta_dist.corpus.storage import open_store
+from roberta_dist.corpus.opening import open_store
 from roberta_dist.errors import ConfigError
 from roberta_dist.runtime.world import World
 from roberta_dist.stream.batch import Batch, block_tokens, make_batch, weightless_row

@@ -23,6 +23,8 @@ from roberta_dist.errors import DataFault, PackFault
 
 LOOKERS = 32
 """Threads that look at shards before a run."""
+RESTORE = "restore the shard from a copy, or prepare the corpus again"
+UNREACHABLE = "check path, network and credentials, run again; data.retry_s waits longer"
 
 
 @dataclass(frozen=True)
@@ -117,8 +119,8 @@ class PackReader:
         except FileNotFoundError as error:
             raise self._fault(index, "cannot be read (the shard is missing)") from error
         except OSError as error:
-            reason = error.strerror or str(error)
-            raise self._fault(index, f"cannot be read ({reason})") from error
+            reason = (error.strerror or str(error)).removeprefix(f"{store.where(name)}: ")
+            raise self._fault(index, f"cannot be read ({reason})", UNREACHABLE) from error
         if len(data) != length:
             raise self._fault(index, f"{len(data)} of {length} bytes, the shard is cut")
         if zlib.crc32(data) != int(entry["crc32"]):
@@ -128,14 +130,14 @@ class PackReader:
         except DataFault as error:
             raise self._fault(index, f"cannot be decoded ({error.problem})") from error
 
-    def _fault(self, index: int, problem: str) -> PackFault:
+    def _fault(self, index: int, problem: str, remedy: str = RESTORE) -> PackFault:
         entry = self.manifest.packs[index]
         number, offset = int(entry["shard"]), int(entry["offset"])
         shard = self.manifest.shards[number]
         where = self.manifest.store.where(shard.name)
         return PackFault(
             f"{where}: pack {index} at offset {offset}: {problem}{self._changed(number, shard)}",
-            "restore the shard from a copy, or prepare the corpus again",
+            remedy,
             *(self.corpus, shard.name, index, offset),
         )
 

@@ -7,7 +7,7 @@ import shutil
 
 from roberta_dist.checkpoint.reader import load_weights, open_checkpoint
 from roberta_dist.config.load import to_yaml
-from roberta_dist.corpus.storage import open_store
+from roberta_dist.corpus.opening import open_store
 from roberta_dist.corpus.tokenizer_folder import local_tokenizer
 from roberta_dist.errors import NonFiniteError
 from roberta_dist.export.huggingface import export_weights
