@@ -38,6 +38,35 @@ class DataFault(RobertaDistError):
     exit_code = 3
 
 
+class PackFault(DataFault):
+    """A pack that cannot be read, or is not the one that the manifest names.
+
+    Args:
+        problem: see `RobertaDistError`.
+        remedy: see `RobertaDistError`.
+        corpus: name of the corpus or split.
+        shard: file name of the shard.
+        pack: index into the manifest's packs.
+        offset: of the payload, in bytes from the start of the shard.
+    """
+
+    def __init__(
+        self,
+        problem: str,
+        remedy: str = "",
+        corpus: str = "",
+        shard: str = "",
+        pack: int = -1,
+        offset: int = -1,
+    ) -> None:
+        super().__init__(problem, remedy)
+        self.corpus = corpus
+        self.shard = shard
+        self.pack = pack
+        self.offset = offset
+        self.args = (problem, remedy, corpus, shard, pack, offset)  # as pickle calls it again
+
+
 class StorageError(DataFault):
     """The disk is full or a folder cannot be written."""
 

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 import numpy as np
 
 from roberta_dist.config.load import compose
 from roberta_dist.config.roots import PretrainConfig
 from roberta_dist.corpus.bpe import Bpe, byte_alphabet, load_bpe
+from roberta_dist.corpus.tokenizer_folder import local_tokenizer
 from roberta_dist.errors import RobertaDistError
 from roberta_dist.runtime.world import World
 from roberta_dist.stream.batch import Batch
 from roberta_dist.stream.loader import RankReader
-from roberta_dist.stream.open import Stream, open_stream
+from roberta_dist.stream.open import Stream, first_corpus, open_stream
 
 COLOURS = {
     "mask": ("\033[41m", "\033[0m"),
@@ -106,8 +106,8 @@ def main() -> int:
         reader = RankReader(stream, World(), config.train.micro_batch_size)
         batches = reader.micro_batches(stream.plan.row_of_step(options.step))
         reader.close()
-        folder = stream.manifest.folder.parent / "tokenizer"
-        writer = Writer(load_bpe(Path(folder)), BRACKETS if options.plain else COLOURS)
+        tokenizer = local_tokenizer(first_corpus(config.data), stream.manifest.tokenizer_sha256)
+        writer = Writer(load_bpe(tokenizer), BRACKETS if options.plain else COLOURS)
     except RobertaDistError as error:
         print(f"show_batch: {error}", file=sys.stderr)
         return error.exit_code

@@ -10,17 +10,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from roberta_dist.corpus.storage import Content, LocalStore, Store
 from roberta_dist.errors import ConfigError, DataFault
 from roberta_dist.runtime.files import atomic_write, write_json
 
 FORMAT_VERSION = 1
+_SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+"""A file of the split's own folder and nothing else: no path, nothing a shell would read."""
 
 PACK_DTYPE = np.dtype(
     [
@@ -41,11 +45,21 @@ PACK_DTYPE = np.dtype(
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar file."""
+    """One tar file.
+
+    Raises:
+        ValueError: the name could lead out of the split's folder, or the size is none.
+    """
 
     name: str
     bytes: int
     sha256: str
+
+    def __post_init__(self) -> None:
+        if not _SHARD_NAME.fullmatch(self.name):
+            raise ValueError(f"shard name {self.name!r} is not a plain file name")
+        if not isinstance(self.bytes, int) or self.bytes < 0:
+            raise ValueError(f"shard {self.name} of {self.bytes!r} bytes")
 
 
 @dataclass(frozen=True)
@@ -64,12 +78,13 @@ class Manifest:
     """One split of one corpus.
 
     Attributes:
-        folder: where it lies; not part of the identity.
+        folder: where it lies, and is written; of no use where the corpus is remote.
         sha256: hash of manifest.json, which itself names the hash of packs.npy: the identity.
         vocab_size: entries of the tokenizer.
         unigram_entropy: nats a token of the split's own token distribution (no specials): the
             loss of the best constant predictor.
         packs: structured array [packs] of PACK_DTYPE.
+        store: where it is read from; the folder where none is given. Not part of the identity.
     """
 
     folder: Path
@@ -85,6 +100,11 @@ class Manifest:
     held_out_salt: str
     held_out_fraction: float
     packs: NDArray[Any]
+    store: Store = field(default=cast(Store, None), compare=False)
+
+    def __post_init__(self) -> None:
+        if self.store is None:
+            object.__setattr__(self, "store", LocalStore(self.folder))
 
 
 def write_manifest(manifest: Manifest) -> None:
@@ -114,45 +134,64 @@ def write_manifest(manifest: Manifest) -> None:
 
 
 def read_manifest(folder: Path) -> Manifest:
+    """`open_manifest` of a local folder."""
+    return open_manifest(LocalStore(folder))
+
+
+def open_manifest(store: Store) -> Manifest:
     """Read a split's index and check packs.npy against it.
+
+    Args:
+        store: the split's folder.
 
     Raises:
         ConfigError: no manifest there.
-        DataFault: another format version, or packs.npy is not the one the manifest names.
+        DataFault: another format version, packs.npy is not the one the manifest names, or the
+            folder cannot be read.
     """
-    path = folder / "manifest.json"
-    if not path.is_file():
-        raise ConfigError(
-            f"{folder}: no manifest.json, so not a prepared split",
-            "run `roberta-dist prepare output=CORPUS`, then give data.path=CORPUS",
-        )
-    raw = path.read_bytes()
+    where = store.where("manifest.json")
     try:
-        values = json.loads(raw)
-        version = values["format_version"]
-        if version != FORMAT_VERSION:
-            raise DataFault(
-                f"{path}: format_version={version}, this version reads {FORMAT_VERSION}",
-                "prepare the corpus again",
-            )
-        packs_bytes = (folder / "packs.npy").read_bytes()
-        if hashlib.sha256(packs_bytes).hexdigest() != values["packs_sha256"]:
-            raise DataFault(f"{folder / 'packs.npy'}: not the file that {path} names")
-        packs = np.load(folder / "packs.npy", mmap_mode="r", allow_pickle=False)
-        return Manifest(
-            folder=folder,
-            sha256=hashlib.sha256(raw).hexdigest(),
-            split=values["split"],
-            tokenizer_sha256=values["tokenizer_sha256"],
-            vocab_size=values["vocab_size"],
-            special_tokens=SpecialTokens(**values["special_tokens"]),
-            shards=tuple(Shard(**shard) for shard in values["shards"]),
-            documents=values["documents"],
-            tokens=values["tokens"],
-            unigram_entropy=values["unigram_entropy"],
-            held_out_salt=values["held_out"]["salt"],
-            held_out_fraction=values["held_out"]["fraction"],
-            packs=packs,
+        raw = store.read_bytes("manifest.json")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ConfigError(
+            f"{store.where()}: no manifest.json, so not a prepared split",
+            "run `roberta-dist prepare output=CORPUS`, then give data.path=CORPUS",
+        ) from error
+    except OSError as error:
+        raise DataFault(f"{where}: cannot be read ({error})") from error
+    try:
+        return _parse(store, raw)
+    except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
+        raise DataFault(f"{where}: damaged ({error})", "prepare the corpus again") from error
+
+
+def _parse(store: Store, raw: bytes) -> Manifest:
+    values = json.loads(raw)
+    version = values["format_version"]
+    if version != FORMAT_VERSION:
+        raise DataFault(
+            f"{store.where('manifest.json')}: format_version={version}, this version reads "
+            f"{FORMAT_VERSION}",
+            "prepare the corpus again",
         )
-    except (KeyError, TypeError, ValueError, OSError) as error:
-        raise DataFault(f"{path}: damaged ({error})", "prepare the corpus again") from error
+    shards = tuple(Shard(**shard) for shard in values["shards"])
+    packs_path = store.local_path("packs.npy", Content(values["packs_sha256"]))
+    packs = np.load(packs_path, mmap_mode="r", allow_pickle=False)
+    if len(packs) and int(packs["shard"].max()) >= len(shards):
+        raise ValueError(f"packs.npy names shard {int(packs['shard'].max())} of {len(shards)}")
+    return Manifest(
+        folder=store.folder or Path(store.where()),
+        sha256=hashlib.sha256(raw).hexdigest(),
+        split=values["split"],
+        tokenizer_sha256=values["tokenizer_sha256"],
+        vocab_size=values["vocab_size"],
+        special_tokens=SpecialTokens(**values["special_tokens"]),
+        shards=shards,
+        documents=values["documents"],
+        tokens=values["tokens"],
+        unigram_entropy=values["unigram_entropy"],
+        held_out_salt=values["held_out"]["salt"],
+        held_out_fraction=values["held_out"]["fraction"],
+        packs=packs,
+        store=store.with_contents({s.name: Content(s.sha256, s.bytes) for s in shards}),
+    )

@@ -87,6 +87,14 @@ def decode_pack(data: bytes, where: str) -> Pack:
     offset += 4 * documents
     sentence_lengths = np.frombuffer(data, "<u2", sentences, offset)
     offset += 2 * sentences
+    ends_in_order = documents == 0 or bool(np.all(document_ends[1:] > document_ends[:-1]))
+    last_end = int(document_ends[-1]) if documents else 0
+    if (
+        not ends_in_order
+        or last_end != sentences
+        or int(sentence_lengths.sum(dtype=np.int64)) != tokens
+    ):
+        raise DataFault(f"{where}: its documents, sentences and tokens do not add up")
     return Pack(
         tokens=np.frombuffer(data, "<u2", tokens, offset),
         sentence_lengths=sentence_lengths,

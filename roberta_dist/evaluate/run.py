@@ -14,7 +14,8 @@ from roberta_dist.config.data import DataConfig, MaskingConfig
 from roberta_dist.config.load import load_yaml
 from roberta_dist.config.model import KernelsConfig, ModelConfig
 from roberta_dist.config.roots import EvaluateVerbConfig, PretrainConfig
-from roberta_dist.corpus.manifest import read_manifest
+from roberta_dist.corpus.manifest import open_manifest
+from roberta_dist.corpus.opening import open_store
 from roberta_dist.errors import ConfigError
 from roberta_dist.interop.folder import read_folder
 from roberta_dist.interop.huggingface import Weights
@@ -51,7 +52,7 @@ def _from_run(config: EvaluateVerbConfig, run_dir: Path) -> Subject:
 
 def _from_folder(config: EvaluateVerbConfig, folder: Path, corpus: str) -> Subject:
     imported = read_folder(folder)
-    vocab_size = read_manifest(Path(corpus) / "held_out").vocab_size
+    vocab_size = open_manifest(open_store(corpus).child("held_out")).vocab_size
     if vocab_size != imported.vocab_size:
         raise ConfigError(
             f"{folder} has {imported.vocab_size} entries, {corpus} was tokenised with {vocab_size}",

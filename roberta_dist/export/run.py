@@ -6,12 +6,15 @@ import json
 from pathlib import Path
 
 from roberta_dist.checkpoint.reader import find_checkpoint, load_weights, open_checkpoint
+from roberta_dist.config.data import DataConfig
 from roberta_dist.config.load import load_yaml
 from roberta_dist.config.roots import ExportConfig, PretrainConfig
-from roberta_dist.corpus.manifest import read_manifest
+from roberta_dist.corpus.manifest import open_manifest
+from roberta_dist.corpus.tokenizer_folder import local_tokenizer
 from roberta_dist.errors import ConfigError
 from roberta_dist.export.card import run_facts
 from roberta_dist.export.huggingface import export_weights
+from roberta_dist.stream.open import first_corpus
 
 
 def held_out_loss(metrics: Path, step: int) -> float | None:
@@ -29,9 +32,11 @@ def held_out_loss(metrics: Path, step: int) -> float | None:
     return last
 
 
-def _unigram_entropy(corpus: Path) -> float | None:
+def _unigram_entropy(data: DataConfig) -> float | None:
+    if len(data.locations) > 1:
+        return None  # the held-out loss is over all of them
     try:
-        return read_manifest(corpus / "held_out").unigram_entropy
+        return open_manifest(first_corpus(data).child("held_out")).unigram_entropy
     except ConfigError:  # prepared without a held-out split
         return None
 
@@ -50,17 +55,17 @@ def export_checkpoint(config: ExportConfig) -> int:
     run = load_yaml(PretrainConfig, run_dir / "config.yaml")
     checkpoint = find_checkpoint(run_dir, config.step)
     opened = open_checkpoint(checkpoint)
-    corpus = Path(run.data.path)
-    manifest = read_manifest(corpus / "train")
+    corpus = first_corpus(run.data)
+    manifest = open_manifest(corpus.child("train"))
     output = Path(config.output) if config.output is not None else run_dir / "export"
     loss = held_out_loss(run_dir / "metrics.jsonl", opened.step)
     difference = export_weights(
         load_weights(checkpoint),
         run.model,
         manifest,
-        corpus / "tokenizer",
+        local_tokenizer(corpus, manifest.tokenizer_sha256),
         output,
-        run_facts(run, opened.train_state, loss, _unigram_entropy(corpus)),
+        run_facts(run, opened.train_state, loss, _unigram_entropy(run.data)),
         config.tolerance,
     )
     print(

@@ -26,7 +26,7 @@ from roberta_dist.launcher.machine import (
     worker_script,
 )
 from roberta_dist.launcher.processes import Interrupts, ProcessGroup
-from roberta_dist.runtime.files import atomic_write
+from roberta_dist.runtime.files import atomic_write, is_remote
 from roberta_dist.runtime.rundir import RunPaths, is_done, next_attempt
 
 POLL_S = 0.2
@@ -52,7 +52,8 @@ def launch(config: PretrainConfig) -> int:
     if is_done(paths, config.schedule.max_steps):
         _say(f"{paths.root}: already complete")
         return 0
-    check_corpus(Path(config.data.path))
+    if not is_remote(config.data.path):  # the workers know how to reach the others
+        check_corpus(Path(config.data.path))
     devices = find_devices(os.environ)
     workers = worker_count(config.cluster.workers_per_node, devices)
     attempt = next_attempt(paths)
@@ -74,10 +75,13 @@ def launch(config: PretrainConfig) -> int:
 
 
 def with_absolute_paths(config: PretrainConfig) -> PretrainConfig:
-    """`run_dir` and `data.path` as every process sees them, wherever it starts."""
+    """`run_dir` and a local `data.path` as every process sees them, wherever it starts."""
     run_dir = Path(config.run_dir).expanduser().absolute()
+    config = replace(config, run_dir=str(run_dir))
+    if is_remote(config.data.path):
+        return config
     data_path = Path(config.data.path).expanduser().absolute()
-    return replace(config, run_dir=str(run_dir), data=replace(config.data, path=str(data_path)))
+    return replace(config, data=replace(config.data, path=str(data_path)))
 
 
 def check_corpus(folder: Path) -> None:

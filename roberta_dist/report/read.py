@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from roberta_dist.config.load import load_yaml
 from roberta_dist.config.roots import PretrainConfig
 from roberta_dist.errors import ConfigError, DataFault
+from roberta_dist.runtime.files import is_remote
 from roberta_dist.runtime.rundir import RunPaths
 
 Column = NDArray[np.float64]
@@ -64,7 +65,7 @@ def read_run(run_dir: Path) -> RunData:
         environment=_read_json(paths.environment_json) or {},
         training=training,
         held_out=columns([row for row in rows if "eval_loss" in row]),
-        unigram_entropy=_held_out_entropy(Path(config.data.path)),
+        unigram_entropy=_held_out_entropy(config.data.path),
     )
 
 
@@ -98,8 +99,10 @@ def columns(rows: list[dict[str, Any]]) -> dict[str, Column]:
     }
 
 
-def _held_out_entropy(corpus: Path) -> float | None:
-    manifest = _read_json(corpus / "held_out" / "manifest.json")
+def _held_out_entropy(corpus: str) -> float | None:
+    if is_remote(corpus):  # a report reads files of this machine only
+        return None
+    manifest = _read_json(Path(corpus) / "held_out" / "manifest.json")
     return float(manifest["unigram_entropy"]) if manifest else None
 
 

@@ -58,7 +58,7 @@ def block_counts(
     if input_format is InputFormat.full_sentences and column in (packs.dtype.names or ()):
         return np.asarray(packs[column], dtype=np.int64)
     name = f"{input_format.value}_{length}_{manifest.sha256[:16]}.npy"
-    path = manifest.folder / "block_counts" / name
+    path = manifest.store.derived_folder / "block_counts" / name
     if path.is_file():
         counts = np.load(path, allow_pickle=False)
         if counts.shape == (len(packs),):

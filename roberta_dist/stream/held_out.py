@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from roberta_dist.config.data import DataConfig, MaskingConfig
 from roberta_dist.config.watch import EvaluateConfig
-from roberta_dist.corpus.manifest import read_manifest
+from roberta_dist.corpus.manifest import open_manifest
 from roberta_dist.errors import ConfigError
 from roberta_dist.runtime.rng import derive_key
 from roberta_dist.runtime.world import World
@@ -18,6 +17,7 @@ from roberta_dist.stream.batch import Batch, make_batch
 from roberta_dist.stream.blocks import RowMaker
 from roberta_dist.stream.counts import block_counts
 from roberta_dist.stream.masking import mask_rule
+from roberta_dist.stream.open import open_corpus
 from roberta_dist.stream.packs import check_shards
 from roberta_dist.stream.rows import Places
 
@@ -45,7 +45,7 @@ class HeldOut:
         evaluate: EvaluateConfig,
     ) -> None:
         self.name = name
-        self.manifest = read_manifest(Path(path) / "held_out")
+        self.manifest = open_manifest(open_corpus(path, data).child("held_out"))
         check_shards(self.manifest)
         self.data = data
         self.evaluate = evaluate
@@ -55,7 +55,7 @@ class HeldOut:
         self.rows = min(total, evaluate.max_rows) if evaluate.max_rows else total
         if self.rows == 0:
             raise ConfigError(
-                f"{self.manifest.folder}: no row of {data.sequence_length} tokens held out",
+                f"{self.manifest.store.where()}: no row of {data.sequence_length} tokens held out",
                 "raise corpus.held_out_fraction, or set evaluate.every_steps=0",
             )
         manifest = self.manifest

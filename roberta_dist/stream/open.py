@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from roberta_dist.config.data import DataConfig, InputFormat, MaskingConfig
-from roberta_dist.corpus.manifest import Manifest, read_manifest
+from roberta_dist.corpus.manifest import Manifest, open_manifest
+from roberta_dist.corpus.opening import open_store
+from roberta_dist.corpus.storage import ReadOptions, Store
 from roberta_dist.errors import ConfigError
 from roberta_dist.runtime.rng import derive_key
 from roberta_dist.runtime.world import World
@@ -111,6 +112,16 @@ class Stream:
         }
 
 
+def first_corpus(data: DataConfig) -> Store:
+    """The corpus that stands for all where they share something: tokenizer, vocabulary."""
+    return open_corpus(next(iter(data.locations.values())), data)
+
+
+def open_corpus(path: str, data: DataConfig) -> Store:
+    """The store of a corpus, with the patience and the cache of the `data` group."""
+    return open_store(path, ReadOptions(data.retry_s, data.cache_dir, data.cache_gib))
+
+
 def open_stream(
     data: DataConfig,
     masking: MaskingConfig,
@@ -133,7 +144,10 @@ def open_stream(
         ConfigError: not a prepared corpus, too little of it, or corpora of different tokenizers.
         DataFault: a shard is missing or has another size.
     """
-    manifests = {name: read_manifest(Path(path) / "train") for name, path in data.locations.items()}
+    manifests = {
+        name: open_manifest(open_corpus(path, data).child("train"))
+        for name, path in data.locations.items()
+    }
     _check_one_tokenizer(manifests)
     for manifest in manifests.values():
         check_shards(manifest)

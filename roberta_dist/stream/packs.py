@@ -6,67 +6,126 @@ mislead it, and every payload is checked against the manifest's crc32.
 
 from __future__ import annotations
 
-import os
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
-from roberta_dist.corpus.manifest import Manifest
+from roberta_dist.corpus.manifest import Manifest, Shard
 from roberta_dist.corpus.pack import Pack, decode_pack
-from roberta_dist.errors import DataFault
+from roberta_dist.corpus.storage import Fingerprint
+from roberta_dist.errors import DataFault, PackFault
+
+LOOKERS = 32
+"""Threads that look at shards before a run."""
+RESTORE = "restore the shard from a copy, or prepare the corpus again"
+UNREACHABLE = "check path, network and credentials, run again; data.retry_s waits longer"
 
 
-def check_shards(manifest: Manifest) -> None:
-    """Every shard is there with the manifest's size.
+def check_shards(manifest: Manifest, rank: int = 0, world_size: int = 1) -> None:
+    """Every shard of this rank's part is there with the manifest's size.
+
+    Shards rank, rank + world_size, … are looked at by `LOOKERS` threads, so that ten thousand
+    take seconds; the caller joins what the ranks find.
 
     Raises:
-        DataFault: lists each shard that is missing or has another size.
+        DataFault: lists each shard that is missing, has another size or cannot be reached.
     """
-    wrong = []
-    for shard in manifest.shards:
-        path = manifest.folder / shard.name
-        size = path.stat().st_size if path.is_file() else None
-        if size != shard.bytes:
-            found = "missing" if size is None else f"{size} bytes"
-            wrong.append(f"{path}: {found}, the manifest says {shard.bytes} bytes")
-    if wrong:
-        raise DataFault("\n  ".join(wrong), "restore the shards, or prepare the corpus again")
+    store = manifest.store
+    if not store.check_room(sum(shard.bytes for shard in manifest.shards)):
+        return
+
+    def wrong(shard: Shard) -> str | None:
+        try:
+            size = store.fingerprint(shard.name).bytes
+        except FileNotFoundError:
+            found = "missing"
+        except OSError as error:
+            return str(error)
+        else:
+            if size in (shard.bytes, -1):
+                return None
+            found = f"{size} bytes"
+        return f"{store.where(shard.name)}: {found}, the manifest says {shard.bytes} bytes"
+
+    with ThreadPoolExecutor(LOOKERS) as pool:
+        found = [line for line in pool.map(wrong, manifest.shards[rank::world_size]) if line]
+    if found:
+        raise DataFault("\n  ".join(found), "restore the shards, or prepare the corpus again")
 
 
 class PackReader:
-    """Reads packs of one split with `pread`; safe to call from several threads."""
+    """Reads packs of one split by range; safe to call from several threads.
 
-    def __init__(self, manifest: Manifest) -> None:
+    Args:
+        manifest: the split.
+        corpus: its name in messages and faults; the split's where it has none of its own.
+    """
+
+    def __init__(self, manifest: Manifest, corpus: str = "") -> None:
         self.manifest = manifest
-        self._descriptors: dict[int, int] = {}
+        self.corpus = corpus or manifest.split
+        self._first_seen: dict[int, Fingerprint] = {}
 
     def read(self, index: int) -> Pack:
         """Pack `index` of the manifest.
 
+        A payload with the wrong checksum is read once more, past any cached copy: the transport
+        may have been at fault.
+
         Raises:
-            DataFault: the shard is missing, short, or the payload is not the manifest's.
+            PackFault: the shard is missing, short, changed, or the payload is not the manifest's;
+                names corpus, shard, pack and offset.
         """
         entry = self.manifest.packs[index]
-        shard = self.manifest.shards[int(entry["shard"])]
-        offset, length = int(entry["offset"]), int(entry["length"])
-        where = f"{self.manifest.folder / shard.name}: pack {index} at offset {offset}"
-        remedy = "restore the shard from a copy, or prepare the corpus again"
+        number, offset, length = int(entry["shard"]), int(entry["offset"]), int(entry["length"])
+        name = self.manifest.shards[number].name
+        store = self.manifest.store
         try:
-            data = os.pread(self._descriptor(int(entry["shard"])), length, offset)
+            if number not in self._first_seen:
+                self._first_seen[number] = store.fingerprint(name)
+            data = store.read_range(name, offset, length)
+            if len(data) == length and zlib.crc32(data) != int(entry["crc32"]):
+                store.forget(name)
+                data = store.read_range(name, offset, length)
+        except FileNotFoundError as error:
+            raise self._fault(index, "cannot be read (the shard is missing)") from error
         except OSError as error:
-            raise DataFault(f"{where}: cannot be read ({error.strerror})", remedy) from error
+            reason = (error.strerror or str(error)).removeprefix(f"{store.where(name)}: ")
+            raise self._fault(index, f"cannot be read ({reason})", UNREACHABLE) from error
         if len(data) != length:
-            raise DataFault(f"{where}: {len(data)} of {length} bytes, the shard is cut", remedy)
+            raise self._fault(index, f"{len(data)} of {length} bytes, the shard is cut")
         if zlib.crc32(data) != int(entry["crc32"]):
-            raise DataFault(f"{where}: crc32 differs from the manifest's", remedy)
-        return decode_pack(data, where)
+            raise self._fault(index, "crc32 differs from the manifest's")
+        try:
+            return decode_pack(data, f"{store.where(name)}: pack {index} at offset {offset}")
+        except DataFault as error:
+            raise self._fault(index, f"cannot be decoded ({error.problem})") from error
 
-    def _descriptor(self, shard: int) -> int:
-        if shard not in self._descriptors:
-            path = self.manifest.folder / self.manifest.shards[shard].name
-            self._descriptors[shard] = os.open(path, os.O_RDONLY)
-        return self._descriptors[shard]
+    def _fault(self, index: int, problem: str, remedy: str = RESTORE) -> PackFault:
+        entry = self.manifest.packs[index]
+        number, offset = int(entry["shard"]), int(entry["offset"])
+        shard = self.manifest.shards[number]
+        where = self.manifest.store.where(shard.name)
+        return PackFault(
+            f"{where}: pack {index} at offset {offset}: {problem}{self._changed(number, shard)}",
+            remedy,
+            *(self.corpus, shard.name, index, offset),
+        )
+
+    def _changed(self, number: int, shard: Shard) -> str:
+        """What the shard's size and version add to a fault."""
+        try:
+            now = self.manifest.store.fingerprint(shard.name, patient=False)
+        except OSError:
+            return ""
+        first = self._first_seen.get(number, now)
+        if now.bytes not in (shard.bytes, -1):
+            return f"; the shard has {now.bytes} bytes, the manifest says {shard.bytes}"
+        if now != first:
+            return (
+                f"; the shard was replaced or changed since this run first read it (version "
+                f"{first.version} is now {now.version})"
+            )
+        return ""
 
     def close(self) -> None:
-        """Close the shard files."""
-        for descriptor in self._descriptors.values():
-            os.close(descriptor)
-        self._descriptors.clear()
+        """Nothing is kept open."""

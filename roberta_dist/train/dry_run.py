@@ -7,12 +7,14 @@ import shutil
 
 from roberta_dist.checkpoint.reader import load_weights, open_checkpoint
 from roberta_dist.config.load import to_yaml
+from roberta_dist.corpus.tokenizer_folder import local_tokenizer
 from roberta_dist.errors import NonFiniteError
 from roberta_dist.export.huggingface import export_weights
 from roberta_dist.optim.schedule import learning_rate
 from roberta_dist.runtime.dist import barrier, on_main
 from roberta_dist.runtime.rundir import RunPaths
 from roberta_dist.stream.loader import RankReader
+from roberta_dist.stream.open import first_corpus
 from roberta_dist.train.build import Run
 from roberta_dist.train.speed import memory_mib
 from roberta_dist.train.state import TrainState
@@ -40,13 +42,13 @@ def dry_run(run: Run, paths: RunPaths) -> None:
         data_state = state.to_json(run.stream.fingerprint(rows))
         saved = run.engine.save(folder / "checkpoints", 1, data_state, to_yaml(config))
         run.engine.load(open_checkpoint(saved))
-        tokenizer = run.stream.manifest.folder.parent / "tokenizer"
+        tokenizer_sha256 = run.stream.manifest.tokenizer_sha256
         difference = on_main(
             lambda: export_weights(
                 load_weights(saved),
                 config.model,
                 run.stream.manifest,
-                tokenizer,
+                local_tokenizer(first_corpus(config.data), tokenizer_sha256),
                 folder / "export",
                 {},
             )

@@ -36,6 +36,8 @@ ONLY_IN = {
     "wandb": ("track/wandb_sink.py",),
     "tiktoken": ("corpus/",),
     "webdataset": ("corpus/",),
+    "fsspec": ("corpus/remote.py",),
+    "aiohttp": ("corpus/remote.py",),
     "transformers": ("interop/", "export/", "predict/", "finetune/"),
     "matplotlib": ("report/",),
 }
