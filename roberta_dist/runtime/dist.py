@@ -46,6 +46,15 @@ def gather_to_main(value: Any) -> list[Any]:
     return gathered
 
 
+def gather_everywhere(value: T) -> list[T]:
+    """`value` of every rank, in rank order, on all of them."""
+    if not _active():
+        return [value]
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered
+
+
 def broadcast_from_main(value: Any) -> Any:
     """Rank 0's `value` on every rank."""
     if not _active():

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from roberta_dist.config.data import InputFormat
-from roberta_dist.corpus.manifest import Manifest, SpecialTokens
+from roberta_dist.corpus.manifest import SpecialTokens
 from roberta_dist.runtime.rng import derive_key
 from roberta_dist.stream.batch import weightless_row
 from roberta_dist.stream.formats import (
@@ -36,21 +36,23 @@ class RowMaker:
     """Makes rows, and holds the packs they come from, the least recently used dropped first.
 
     Args:
-        manifests: one a corpus; they share a tokenizer.
+        readers: one a corpus; they share a tokenizer.
         input_format: how packs are cut.
         seed: of pair draws; "train" and "held_out" rows take different ones.
         capacity: packs held.
 
     Attributes:
         reads: packs read so far.
+        leave_out: (corpus, pack) that may not give negatives: they are damaged.
     """
 
     def __init__(
-        self, manifests: Sequence[Manifest], input_format: InputFormat, seed: int, capacity: int
+        self, readers: Sequence[PackReader], input_format: InputFormat, seed: int, capacity: int
     ) -> None:
-        self.readers = [PackReader(manifest) for manifest in manifests]
+        self.readers = readers
         self.input_format = input_format
-        self.special: SpecialTokens = manifests[0].special_tokens
+        self.special: SpecialTokens = readers[0].manifest.special_tokens
+        self.leave_out: frozenset[tuple[str, int]] = frozenset()
         self.capacity = max(2, capacity)
         self.reads = 0
         self._seed = seed
@@ -108,13 +110,16 @@ class RowMaker:
         Document numbers are in the manifest, so a book that goes on in other packs is not taken.
         """
         corpus, pack, length = key
-        packs = self.readers[corpus].manifest.packs
+        reader = self.readers[corpus]
+        packs = reader.manifest.packs
         document = int(packs[pack]["first_document"])
         for attempt in range(PARTNER_TRIES):
             bits = derive_key(self._seed, "partner", corpus, pack, epoch, attempt)
-            entry = packs[bits % len(packs)]
-            if int(entry["documents"]) > 1 or int(entry["first_document"]) != document:
-                return corpus, bits % len(packs), length
+            number = bits % len(packs)
+            other = int(packs[number]["documents"]) > 1
+            other |= int(packs[number]["first_document"]) != document
+            if other and (reader.corpus, number) not in self.leave_out:
+                return corpus, number, length
         return None
 
     def _plain(self, key: PackKey) -> PlainRows:

@@ -18,7 +18,7 @@ from roberta_dist.stream.blocks import RowMaker
 from roberta_dist.stream.counts import block_counts
 from roberta_dist.stream.masking import mask_rule
 from roberta_dist.stream.open import open_corpus
-from roberta_dist.stream.packs import check_shards
+from roberta_dist.stream.packs import PackReader, check_shards
 from roberta_dist.stream.rows import Places
 
 
@@ -66,7 +66,7 @@ class HeldOut:
     def batches(self, world: World) -> Iterator[Batch]:
         """This rank's share, row i going to rank i mod world; gaps are weight-0 rows."""
         seed = derive_key(self.evaluate.seed, "held_out")
-        maker = RowMaker([self.manifest], self.data.format, seed, capacity=4)
+        maker = RowMaker([PackReader(self.manifest, self.name)], self.data.format, seed, capacity=4)
         per_rank = -(-self.rows // world.world_size)
         try:
             for start in range(0, per_rank, self.evaluate.batch_size):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,8 @@ from roberta_dist.runtime.world import World
 from roberta_dist.stream.batch import Batch, make_batch
 from roberta_dist.stream.blocks import RowMaker
 from roberta_dist.stream.open import Stream
+from roberta_dist.stream.packs import PackReader
+from roberta_dist.stream.quarantine import NOTHING_OUT, Quarantine
 from roberta_dist.stream.rows import Places, micro_steps, rank_rows
 from roberta_dist.units import MIB
 
@@ -41,14 +44,22 @@ class RankReader:
         stream: the shared plan.
         world: which share this rank reads.
         micro_batch_size: rows of `data.sequence_length` in a micro-batch.
+        quarantine: packs that others stand in for.
     """
 
-    def __init__(self, stream: Stream, world: World, micro_batch_size: int) -> None:
+    def __init__(
+        self,
+        stream: Stream,
+        world: World,
+        micro_batch_size: int,
+        quarantine: Quarantine = NOTHING_OUT,
+    ) -> None:
         self.stream = stream
+        self.quarantine = quarantine
         self.world = world
         self.micro_batch_size = micro_batch_size
         self.maker = RowMaker(
-            [corpus.manifest for corpus in stream.corpora],
+            [PackReader(corpus.manifest, corpus.name) for corpus in stream.corpora],
             stream.config.format,
             derive_key(stream.seed, "train"),
             self._capacity(),
@@ -83,11 +94,32 @@ class RankReader:
         real = [int((row_ids_R >= 0).sum()) for row_ids_R in parts]
         ends = np.cumsum(real)[:-1]
         rows_N = np.concatenate([part[:count] for part, count in zip(parts, real, strict=True)])
-        places = self.stream.order.locate(rows_N).split(ends)
+        places = self._places(rows_N, length).split(ends)
+        # Entries begin with a batch, so all of its rows see the same packs.
+        self.maker.leave_out = self.quarantine.packs_out(first_row)
         return [
             self._batch(row_ids_R, places_R, length)
             for row_ids_R, places_R in zip(parts, places, strict=True)
         ]
+
+    def _places(self, rows_N: NDArray[np.int64], length: int) -> Places:
+        """Where rows lie, substitutes in the place of packs that are out."""
+        stream = self.stream
+        places = stream.order.locate(rows_N)
+        if not self.quarantine.entries:
+            return places
+        nothing = np.zeros(0, dtype=np.int64)
+        orders = [stream.order.orders.get((c, length)) for c in range(len(stream.corpora))]
+        pack_N, block_N = self.quarantine.apply(
+            stream.seed,
+            [corpus.name for corpus in stream.corpora],
+            [order.block_counts_P if order else nothing for order in orders],
+            places.corpus_N,
+            places.pack_N,
+            places.block_N,
+            rows_N,
+        )
+        return replace(places, pack_N=pack_N, block_N=block_N)
 
     def _batch(self, row_ids_R: NDArray[np.int64], places: Places, length: int) -> Batch:
         keys_R = self._keys(places, row_ids_R, length)
@@ -99,7 +131,7 @@ class RankReader:
         return row_ids_R
 
     def close(self) -> None:
-        """Close the shard files."""
+        """End the reading threads."""
         self.maker.close()
 
 

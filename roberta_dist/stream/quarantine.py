@@ -57,6 +57,10 @@ class Quarantine:
             raise DataFault(f"the checkpoint's quarantine is damaged ({error!r})") from error
         return cls(_one_a_pack(entries))
 
+    def packs_out(self, row: int) -> frozenset[tuple[str, int]]:
+        """(corpus, pack) of what is not read for `row`."""
+        return frozenset((e.corpus, e.pack) for e in self.entries if e.first_row <= row)
+
     def extended(self, faults: Iterable[PackFault], first_row: int, budget: int) -> Quarantine:
         """With the packs of `faults`, gathered from all ranks, out from `first_row` on.
 
@@ -136,7 +140,7 @@ class Quarantine:
         Raises:
             DataFault: none is left.
         """
-        out = {e.pack for e in self.entries if e.corpus == corpus and e.first_row <= row}
+        out = {number for name, number in self.packs_out(row) if name == corpus}
         packs = len(counts)
         candidate = 0
         for attempt in range(TRIES):
@@ -148,6 +152,10 @@ class Quarantine:
             if following not in out and counts[following] > 0:
                 return following
         raise DataFault(f"{corpus}: all {packs} packs are damaged", "restore the shards")
+
+
+NOTHING_OUT = Quarantine()
+"""No pack is out."""
 
 
 def _one_a_pack(entries: Iterable[Entry]) -> tuple[Entry, ...]:

@@ -14,14 +14,13 @@ from roberta_dist.config.load import to_yaml
 from roberta_dist.config.train import Precision
 from roberta_dist.engine.engine import StepResult
 from roberta_dist.engine.guards import charge_skip
-from roberta_dist.errors import DataFault, RobertaDistError, StorageError
+from roberta_dist.errors import StorageError
 from roberta_dist.optim.schedule import learning_rate
-from roberta_dist.runtime.dist import all_max
 from roberta_dist.runtime.signals import StopRequest
 from roberta_dist.stream.batch import Batch
-from roberta_dist.stream.loader import Prefetcher, RankReader
 from roberta_dist.track.sinks import Tracker
 from roberta_dist.train.build import Run
+from roberta_dist.train.feed import Feed
 from roberta_dist.train.retention import delete_old
 from roberta_dist.train.speed import matrix_rate, memory_mib, step_flops
 
@@ -62,15 +61,23 @@ class Loop:
         plan, last_step = self.run.stream.plan, self.config.schedule.max_steps
         last_row = self.state.next_row
         last_row += plan.row_of_step(last_step) - plan.row_of_step(self.state.step)
-        reader = RankReader(self.run.stream, self.run.world, self.config.train.micro_batch_size)
-        prefetcher = Prefetcher(reader, self.state.next_row, last_row)
+        feed = Feed(
+            self.run.stream,
+            self.run.world,
+            self.run.device,
+            self.config.train.micro_batch_size,
+            self.state.next_row,
+            last_row,
+            self.state.quarantine,
+        )
         try:
             while self.state.step < last_step:
                 began = time.perf_counter()
-                batches = self._take(prefetcher)
+                batches = feed.take(self.state.next_row, self.stop.requested)
                 if batches is None:
                     self._save(required=True)
                     return False
+                self.state = replace(self.state, quarantine=feed.quarantine)
                 self._step(batches, began, time.perf_counter() - began)
                 final = self.state.step == last_step
                 improved = self._evaluate(final)
@@ -81,31 +88,7 @@ class Loop:
                     self._save(required=False)
             return True
         finally:
-            prefetcher.close()
-            reader.close()
-
-    def _take(self, prefetcher: Prefetcher) -> list[Batch] | None:
-        """The next batch; None when a rank was asked to stop. Ranks agree, so none is left waiting.
-
-        Raises:
-            DataFault: on every rank when one could not read its part.
-        """
-        batches: list[Batch] | None = None
-        failure: RobertaDistError | None = None
-        try:
-            batches = prefetcher.take()
-        except RobertaDistError as error:
-            failure = error
-        flags = torch.tensor([failure is not None, self.stop.requested], dtype=torch.int32)
-        failed, requested = all_max(flags.to(self.run.device)).tolist()
-        if failed:
-            first, size = self.state.next_row, self._batch_rows()
-            problem = failure.problem if failure else "another rank could not read its rows"
-            raise DataFault(
-                f"{problem}; needed for step {self.state.step}, rows [{first}, {first + size})",
-                failure.remedy if failure else "see that rank's log",
-            )
-        return None if requested else batches
+            feed.close()
 
     def _batch_rows(self) -> int:
         return self.run.stream.plan.batch_rows(self.state.next_row)

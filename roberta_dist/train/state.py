@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from roberta_dist.errors import DataFault
+from roberta_dist.stream.quarantine import NOTHING_OUT, Quarantine
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class TrainState:
     """Step of `best_eval_loss`."""
     evals_without_improvement: int = 0
     """Evaluations since `best_step`."""
+    quarantine: Quarantine = NOTHING_OUT
+    """Damaged packs that others stand in for, each from a row on."""
 
     def evaluated(self, loss: float) -> TrainState:
         """The state after an evaluation gave `loss`."""
@@ -39,7 +42,7 @@ class TrainState:
 
     def to_json(self, fingerprint: dict[str, Any]) -> dict[str, Any]:
         """Contents of train_state.json."""
-        return {**asdict(self), "data": fingerprint}
+        return {**asdict(self), "quarantine": self.quarantine.to_json(), "data": fingerprint}
 
 
 def state_from_json(values: dict[str, Any]) -> TrainState:
@@ -49,7 +52,10 @@ def state_from_json(values: dict[str, Any]) -> TrainState:
         DataFault: a field is missing.
     """
     try:
-        return TrainState(**{item.name: values[item.name] for item in fields(TrainState)})
+        plain = {
+            item.name: values[item.name] for item in fields(TrainState) if item.name != "quarantine"
+        }
+        return TrainState(**plain, quarantine=Quarantine.from_json(values.get("quarantine")))
     except KeyError as error:
         raise DataFault(
             f"train_state.json has no field {error}", "use an earlier checkpoint"
