@@ -30,7 +30,8 @@ def pick_by_chance(
     """Indices and bits of the selected tokens; `never_T` are left out."""
     starts_R = cu_seqlens[:-1]
     lengths_R = cu_seqlens[1:] - starts_R
-    step = max(1, len(starts_R) * CHUNK // max(1, len(never_T)))
+    chunks = -(-len(never_T) // CHUNK)
+    step = max(1, -(-len(starts_R) // max(1, chunks)))
     bounds = [*starts_R[::step].tolist(), len(never_T)]
     longest = max(map(operator.sub, bounds[1:], bounds), default=0)
     # A row's first counter comes down by its start in the chunk, so that one ramp serves all rows.

@@ -30,8 +30,8 @@ def apply_mask_torch(
     cu_seqlens = cu_seqlens.long()
     key_R = hash64(signed(rule.key) + (mask_row_R + 1) * PHI)
     never_T = (mask_row_R < 0).repeat_interleave(cu_seqlens.diff())
-    for first, count in rule.never_runs:
-        never_T |= (tokens_T >= first) & (tokens_T < first + count)
+    for first, last in rule.never_runs:
+        never_T |= (tokens_T >= first) & (tokens_T <= last)
 
     special_T = table(rule.is_special_V, tokens_T)[tokens_T]
     if rule.words is None or rule.unit is MaskUnit.token:
