@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -27,8 +27,12 @@ TEXTS = [
     "👩‍👩‍👧‍👦 family 🎉🎉🎉 party 🇫🇷 flags 👍🏽 and 🦄",
     "اللغة العربية هي إحدى أكثر اللغات انتشارا في العالم، يتحدثها أكثر من أربعمائة مليون نسمة.",
 ]
-BPE = train_bpe(iter(TEXTS * 20), 420)
+TRAINED = train_bpe(iter(TEXTS * 20), 420)
 """420 entries: some Chinese characters are one token, most are two or three."""
+BPE = replace(
+    TRAINED, vocab=TRAINED.vocab | {"aĠ": 420, "bĠcĊ": 421, "ĠdĠ": 422, "ĠĊ": 423, "eãĢĢ": 424}
+)
+"""And tokens that a tokenizer without GPT-2's pattern may have: whitespace after text."""
 SPELT = token_bytes(BPE)
 ROLES = asdict(BPE.specials)
 EOS = BPE.specials.eos
@@ -150,6 +154,8 @@ def test_words_are_what_a_reader_calls_words():
     assert words("🎉🎉 party 👍🏽") == ["🎉🎉", " party", " 👍🏽"]
     assert words("اللغة العربية", 30) == ["اللغة", " العربية"]
     chinese = words("北京是中华人民共和国的首都也是全国的政治文化中心", 3)
+    loose = [BPE.vocab[token] for token in ("aĠ", "q", "ĠdĠ", "ĠĊ", "u", "bĠcĊ", "a")]
+    assert words_of(loose, SPELT, 8) == [[0], [1], [2], [3, 4, 5], [6]]
     assert "".join(chinese) == "北京是中华人民共和国的首都也是全国的政治文化中心"
     assert len(chinese) > 8  # no whitespace, and no character cut: each piece is valid UTF-8
 
