@@ -153,16 +153,54 @@ class DataConfig:
         return self.corpora or {"corpus": self.path}
 
 
+class MaskMode(str, Enum):
+    """Whether a sequence is masked anew each time it is read (RoBERTa §4.1)."""
+
+    dynamic = "dynamic"
+    static = "static"
+
+
+class MaskUnit(str, Enum):
+    """What is predicted as a whole."""
+
+    token = "token"
+    whole_word = "whole_word"
+    span = "span"
+
+
+class MaskSelection(str, Enum):
+    """How many units of a row are predicted."""
+
+    bernoulli = "bernoulli"
+    exact = "exact"
+
+
 @dataclass(frozen=True)
 class MaskingConfig:
-    """Dynamic masking: a pure function of (seed, global row, position)."""
+    """Which tokens are predicted, and from what: a pure function of (seed, row, position)."""
 
+    mode: MaskMode = identity(MaskMode.dynamic)
+    """`dynamic`: new masks each time; `static`: `static_duplicates` fixed masks of each sequence."""
+    static_duplicates: int = identity(10)
+    """Under `static`, the masks a sequence has; epoch e reads the one of e mod this (BERT: 10)."""
+    unit: MaskUnit = identity(MaskUnit.token)
+    """`token`; `whole_word`: words between whitespace; `span`: runs of words (SpanBERT)."""
+    selection: MaskSelection = identity(MaskSelection.bernoulli)
+    """`bernoulli`: each unit by its own chance; `exact`: a budget of tokens a row (fairseq)."""
     probability: float = identity(0.15)
-    """Chance that a position which is not a special token is predicted."""
+    """Share of the tokens that may be predicted which is predicted."""
     mask_fraction: float = identity(0.8)
     """Of the predicted positions, the share replaced by `<mask>`."""
     random_fraction: float = identity(0.1)
     """Of the predicted positions, the share replaced by a random token; the rest stay."""
+    mask_specials: bool = identity(False)
+    """Also predict `<s>`, `</s>` and `<unk>`, as fairseq does; never `<pad>` or `<mask>`."""
+    max_word_tokens: int = identity(8)
+    """A run without whitespace longer than this many tokens counts as several words (Chinese, URLs)."""
+    span_p: float = identity(0.2)
+    """Success chance of the geometric distribution of a span's words."""
+    max_span: int = identity(10)
+    """Most words of a span; the distribution is cut there and renormalised (mean 3.8 words)."""
 
     def __post_init__(self) -> None:
         require(
@@ -177,4 +215,22 @@ class MaskingConfig:
             "masking.mask_fraction + masking.random_fraction",
             self.mask_fraction + self.random_fraction,
             "both must be ≥ 0 and their sum ≤ 1",
+        )
+        for key, value in (
+            ("static_duplicates", self.static_duplicates),
+            ("max_word_tokens", self.max_word_tokens),
+            ("max_span", self.max_span),
+        ):
+            require(value >= 1, f"masking.{key}", value, "must be ≥ 1")
+        require(0.0 < self.span_p <= 1.0, "masking.span_p", self.span_p, "must be in (0, 1]")
+        if self.unit is MaskUnit.span:
+            self._require_span()
+
+    def _require_span(self) -> None:
+        require(
+            self.selection is MaskSelection.exact,
+            "masking.selection",
+            self.selection.value,
+            "spans are drawn until a budget of tokens is met, so unit=span needs selection=exact",
+            "say masking.selection=exact, or take both from masking=span",
         )

@@ -101,7 +101,8 @@ def run_facts(
         "sequences seen": sequences,
         "tokens seen (at most)": sequences * config.data.sequence_length,
         "input format": config.data.format.value,
-        "masking": f"dynamic, {config.masking.probability:.0%} of tokens",
+        "masking": f"{config.masking.mode.value}, {config.masking.probability:.0%} of tokens, "
+        f"by {config.masking.unit.value.replace('_', ' ')}",
         "optimizer": f"{config.optim.name.value}, weight decay {config.optim.weight_decay}",
         "peak learning rate": config.optim.lr,
         "warmup steps": config.schedule.warmup_steps,

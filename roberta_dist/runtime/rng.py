@@ -15,6 +15,9 @@ GOLDEN = 0x9E3779B97F4A7C15
 MIX1 = 0xBF58476D1CE4E5B9
 MIX2 = 0x94D049BB133111EB
 _U64 = (1 << 64) - 1
+# Arrays without dimensions: numpy takes them faster than scalars, which shows on short arrays.
+_SHIFT30, _SHIFT27, _SHIFT31 = (np.array(bits, dtype=np.uint64) for bits in (30, 27, 31))
+_FACTOR1, _FACTOR2 = (np.array(factor, dtype=np.uint64) for factor in (MIX1, MIX2))
 
 
 def mix64(values: ArrayLike) -> NDArray[np.uint64]:
@@ -25,6 +28,30 @@ def mix64(values: ArrayLike) -> NDArray[np.uint64]:
         z = (z ^ (z >> np.uint64(27))) * np.uint64(MIX2)
     result: NDArray[np.uint64] = z ^ (z >> np.uint64(31))
     return result
+
+
+def stir64(z: NDArray[np.uint64], scratch: NDArray[np.uint64]) -> None:
+    """`mix64` in place, but for its last `z ^ (z >> 31)`, which leaves the top 31 bits alone.
+
+    For loops over arrays that stay in the processor's cache: no array is allocated.
+
+    Args:
+        z: the values, overwritten.
+        scratch: as long as `z`, overwritten.
+    """
+    np.right_shift(z, _SHIFT30, scratch)
+    np.bitwise_xor(z, scratch, z)
+    np.multiply(z, _FACTOR1, z)
+    np.right_shift(z, _SHIFT27, scratch)
+    np.bitwise_xor(z, scratch, z)
+    np.multiply(z, _FACTOR2, z)
+
+
+def hash64(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """`mix64` of an array, in place; returns it."""
+    stir64(z, np.empty_like(z))
+    z ^= z >> _SHIFT31
+    return z
 
 
 def _mix_int(z: int) -> int:

@@ -64,7 +64,7 @@ def make_batch(
     cu_seqlens = np.concatenate(([0], np.cumsum(lengths)))
     tokens_T = np.concatenate(list(rows))
     positions_T = np.arange(len(tokens_T)) - np.repeat(cu_seqlens[:-1], lengths)
-    masked = apply_mask(rule, tokens_T, np.repeat(keys_R, lengths), positions_T)
+    masked = apply_mask(rule, tokens_T, cu_seqlens, keys_R)
     return Batch(
         tokens_T=masked.tokens_T,
         positions_T=positions_T.astype(np.int32),

@@ -158,10 +158,10 @@ def order_and_masks() -> bool:
     ok = say("3 order", True, f"{compared} masked rows equal for world 1, 2, 3, 5, B 240 and 256")
     rule = mask_rule(MaskingConfig(), 1, "train", 50_265, SpecialTokens(0, 1, 2, 3, 50_264))
     tokens = np.random.default_rng(0).integers(4, 50_264, 1_000_000).astype(np.uint16)
-    rows_T, positions_T = np.divmod(np.arange(1_000_000), 500)
-    ours = apply_mask(rule, tokens, rows_T, positions_T)
+    cu_seqlens, rows_R = np.arange(0, 1_000_001, 500), np.arange(2000)
+    ours = apply_mask(rule, tokens, cu_seqlens, rows_R)
     theirs = apply_mask_torch(
-        rule, *(torch.from_numpy(x.astype(np.int64)) for x in (tokens, rows_T, positions_T))
+        rule, *(torch.from_numpy(x.astype(np.int64)) for x in (tokens, cu_seqlens, rows_R))
     )
     same = all(
         np.array_equal(left.astype(np.int64), right.numpy())
