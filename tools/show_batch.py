@@ -19,8 +19,9 @@ from roberta_dist.corpus.tokenizer_folder import local_tokenizer
 from roberta_dist.errors import RobertaDistError
 from roberta_dist.runtime.world import World
 from roberta_dist.stream.batch import Batch
+from roberta_dist.stream.corpora import first_corpus
 from roberta_dist.stream.loader import RankReader
-from roberta_dist.stream.open import Stream, first_corpus, open_stream
+from roberta_dist.stream.open import Stream, open_stream
 
 COLOURS = {
     "mask": ("\033[41m", "\033[0m"),

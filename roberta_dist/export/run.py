@@ -14,7 +14,7 @@ from roberta_dist.corpus.tokenizer_folder import local_tokenizer
 from roberta_dist.errors import ConfigError
 from roberta_dist.export.card import run_facts
 from roberta_dist.export.huggingface import export_weights
-from roberta_dist.stream.open import first_corpus
+from roberta_dist.stream.corpora import first_corpus
 
 
 def held_out_loss(metrics: Path, step: int) -> float | None:

@@ -15,9 +15,8 @@ from roberta_dist.runtime.rng import derive_key
 from roberta_dist.runtime.world import World
 from roberta_dist.stream.batch import Batch, make_batch
 from roberta_dist.stream.blocks import RowMaker
+from roberta_dist.stream.corpora import open_corpus, open_rule
 from roberta_dist.stream.counts import block_counts
-from roberta_dist.stream.masking import mask_rule
-from roberta_dist.stream.open import open_corpus
 from roberta_dist.stream.packs import PackReader, check_shards
 from roberta_dist.stream.rows import Places
 
@@ -58,10 +57,7 @@ class HeldOut:
                 f"{self.manifest.store.where()}: no row of {data.sequence_length} tokens held out",
                 "raise corpus.held_out_fraction, or set evaluate.every_steps=0",
             )
-        manifest = self.manifest
-        self._rule = mask_rule(
-            masking, evaluate.seed, "held_out", manifest.vocab_size, manifest.special_tokens
-        )
+        self._rule = open_rule(masking, evaluate.seed, "held_out", self.manifest, data)
 
     def batches(self, world: World) -> Iterator[Batch]:
         """This rank's share, row i going to rank i mod world; gaps are weight-0 rows."""

@@ -16,7 +16,7 @@ from roberta_dist.stream.blocks import RowMaker
 from roberta_dist.stream.open import Stream
 from roberta_dist.stream.packs import PackReader
 from roberta_dist.stream.quarantine import NOTHING_OUT, Quarantine
-from roberta_dist.stream.rows import Places, micro_steps, rank_rows
+from roberta_dist.stream.rows import Places, micro_steps, rank_rows, static_keys
 from roberta_dist.units import MIB
 
 
@@ -122,13 +122,12 @@ class RankReader:
         return replace(places, pack_N=pack_N, block_N=block_N)
 
     def _batch(self, row_ids_R: NDArray[np.int64], places: Places, length: int) -> Batch:
-        keys_R = self._keys(places, row_ids_R, length)
+        keys_R = row_ids_R
+        if self.stream.static_duplicates:
+            names = [corpus.name for corpus in self.stream.corpora]
+            keys_R = static_keys(places, row_ids_R, self.stream.static_duplicates, names, length)
         rows, labels_R = self.maker.make(places, keys_R, length)
         return make_batch(rows, row_ids_R, self.stream.rule, keys_R, labels_R)
-
-    def _keys(self, places: Places, row_ids_R: NDArray[np.int64], length: int) -> NDArray[np.int64]:
-        """What masks and pairs of each row are drawn by: its global id."""
-        return row_ids_R
 
     def close(self) -> None:
         """End the reading threads."""

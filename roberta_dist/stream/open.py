@@ -8,15 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from roberta_dist.config.data import DataConfig, InputFormat, MaskingConfig
+from roberta_dist.config.data import DataConfig, InputFormat, MaskingConfig, MaskMode
 from roberta_dist.corpus.manifest import Manifest, open_manifest
-from roberta_dist.corpus.opening import open_store
-from roberta_dist.corpus.storage import ReadOptions, Store
 from roberta_dist.errors import ConfigError
 from roberta_dist.runtime.rng import derive_key
 from roberta_dist.runtime.world import World
+from roberta_dist.stream.corpora import open_corpus, open_rule
 from roberta_dist.stream.counts import BlockCounts
-from roberta_dist.stream.masking import MaskRule, mask_rule
+from roberta_dist.stream.masking import MaskRule
 from roberta_dist.stream.order import PLAN_VERSION, Order, Shuffle, derive_shuffle
 from roberta_dist.stream.packs import check_shards
 from roberta_dist.stream.plan import Plan, Weights, make_plan
@@ -56,6 +55,7 @@ class Stream:
         rule: how rows are masked.
         config: the `data` group.
         seed: `train.seed`.
+        static_duplicates: masks and pairs that a block has in turn; 0 draws new ones each time.
     """
 
     corpora: tuple[Corpus, ...]
@@ -63,6 +63,7 @@ class Stream:
     rule: MaskRule
     config: DataConfig
     seed: int
+    static_duplicates: int = 0
 
     @property
     def plan(self) -> Plan:
@@ -110,16 +111,6 @@ class Stream:
                 for segment in segments
             ],
         }
-
-
-def first_corpus(data: DataConfig) -> Store:
-    """The corpus that stands for all where they share something: tokenizer, vocabulary."""
-    return open_corpus(next(iter(data.locations.values())), data)
-
-
-def open_corpus(path: str, data: DataConfig) -> Store:
-    """The store of a corpus, with the patience and the cache of the `data` group."""
-    return open_store(path, ReadOptions(data.retry_s, data.cache_dir, data.cache_gib))
 
 
 def open_stream(
@@ -183,9 +174,9 @@ def open_stream(
         )
         for number, length in sorted(wanted)
     }
-    some = corpora[0].manifest
-    rule = mask_rule(masking, seed, "train", some.vocab_size, some.special_tokens)
-    return Stream(corpora, RowOrder(orders, plan), rule, data, seed)
+    rule = open_rule(masking, seed, "train", corpora[0].manifest, data)
+    duplicates = masking.static_duplicates if masking.mode is MaskMode.static else 0
+    return Stream(corpora, RowOrder(orders, plan), rule, data, seed, duplicates)
 
 
 def _check_one_tokenizer(manifests: Mapping[str, Manifest]) -> None:

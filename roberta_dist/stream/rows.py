@@ -15,9 +15,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from roberta_dist.runtime.rng import counter_bits, derive_key
 from roberta_dist.stream.mixture import PERIOD, Mixture, make_mixture
 from roberta_dist.stream.order import Order
 from roberta_dist.stream.plan import Plan, Weights
+
+BLOCK_BITS = 24
+"""Blocks of a pack are numbered below 2²⁴."""
 
 
 @dataclass(frozen=True)
@@ -148,3 +152,31 @@ def rank_rows(
     parts: Sequence[NDArray[np.int64]] = list(padded.reshape(steps, micro_batch_size))
     # A last micro-batch may be mostly weight-0 rows; drop those beyond the first, which keeps it valid.
     return [part[: max(1, int((part >= 0).sum()))] for part in parts]
+
+
+def static_keys(
+    places: Places,
+    row_ids_R: NDArray[np.int64],
+    duplicates: int,
+    corpora: Sequence[str],
+    length: int,
+) -> NDArray[np.int64]:
+    """What masks and pairs are drawn by where they are static: the block, and which of its duplicates.
+
+    A block has `duplicates` of them (BERT: 10), taken in turn by the epochs of its lane.
+
+    Args:
+        places: of the real rows; weight-0 rows come after them.
+        row_ids_R: global ids; negative ones stay.
+        duplicates: of each block.
+        corpora: names.
+        length: of the rows.
+    """
+    keys_R = row_ids_R.copy()
+    block_N = (places.pack_N << BLOCK_BITS) + places.block_N
+    counter_N = block_N * duplicates + places.epoch_N % duplicates
+    for number, name in enumerate(corpora):
+        chosen = np.flatnonzero(places.corpus_N == number)
+        bits = counter_bits(derive_key("static", name, length), counter_N[chosen])
+        keys_R[chosen] = bits >> np.uint64(3)  # room for the draws of a pair
+    return keys_R

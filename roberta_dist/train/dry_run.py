@@ -13,8 +13,8 @@ from roberta_dist.export.huggingface import export_weights
 from roberta_dist.optim.schedule import learning_rate
 from roberta_dist.runtime.dist import barrier, on_main
 from roberta_dist.runtime.rundir import RunPaths
+from roberta_dist.stream.corpora import first_corpus
 from roberta_dist.stream.loader import RankReader
-from roberta_dist.stream.open import first_corpus
 from roberta_dist.train.build import Run
 from roberta_dist.train.speed import memory_mib
 from roberta_dist.train.state import TrainState

@@ -7,15 +7,12 @@ fails. Benchmarks (2, 3) want a machine that does nothing else.
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-
-import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
 for folder in ("integration", "unit/stream"):
