@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from roberta_dist.track.names import DETERMINISTIC
+from roberta_dist.track.names import is_deterministic
 
 Columns = dict[int, dict[str, Any]]
 
@@ -22,7 +22,7 @@ def read(run_dir: Path) -> Columns:
     columns: Columns = {}
     for line in (run_dir / "metrics.jsonl").read_text().splitlines():
         values = json.loads(line)
-        kept = {name: values[name] for name in DETERMINISTIC if name in values}
+        kept = {name: value for name, value in values.items() if is_deterministic(name)}
         columns.setdefault(values["step"], {}).update(kept)
     return columns
 

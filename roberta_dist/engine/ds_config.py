@@ -22,7 +22,8 @@ def deepspeed_config(
     Args:
         engine: stage, precision and sizes.
         micro_batch_size: rows of a micro-batch.
-        micro_steps: micro-batches of a step.
+        micro_steps: the most micro-batches of a step. A step may have fewer: the engine sets the
+            boundary of each micro-batch itself, and nothing is divided by this number.
         max_grad_norm: 0 is off.
         overlap_comm: reduce while the backward pass goes on (accelerators only).
     """

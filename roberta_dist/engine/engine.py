@@ -1,14 +1,16 @@
-"""One optimizer step over DeepSpeed, exact in masked tokens.
+"""One optimizer step over DeepSpeed, exact in masked tokens and in pairs.
 
-The gradient of a step is that of Σ CE over masked tokens ÷ the global count of masked tokens.
-DeepSpeed averages over ranks, so a micro-batch's loss is Σ CE · world / count, and its own division
-by the accumulation steps is switched off.
+The gradient of a step is that of Σ CE over masked tokens ÷ their global count, and with pairs + Σ CE
+over pairs ÷ their global count. DeepSpeed averages over ranks, so a micro-batch's sum is multiplied
+by world / count, and its own division by the accumulation steps is switched off: a step may have
+any number of micro-batches.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,23 @@ from roberta_dist.runtime.heap import HeapTrimmer
 from roberta_dist.runtime.rng import derive_key
 from roberta_dist.runtime.world import World
 from roberta_dist.stream.batch import Batch
+from roberta_dist.stream.measure import Sums, labelled_pairs, masked_tokens, measure
 from roberta_dist.stream.tensors import to_tensors
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a global batch is divided by, equal on every rank.
+
+    Attributes:
+        masked: predicted positions.
+        tokens: tokens of real rows.
+        pairs: rows with a next-sentence label.
+    """
+
+    masked: int
+    tokens: int
+    pairs: int
 
 
 @dataclass(frozen=True)
@@ -38,7 +56,10 @@ class StepResult:
 
     Attributes:
         loss: Σ CE / masked tokens of the global batch, nats; nan when nothing was masked.
+        nsp_loss: Σ CE / pairs of the global batch, nats; nan without pairs.
+        nsp_accuracy: share of the pairs answered right; nan without pairs.
         masked_tokens: predicted positions of the global batch.
+        pairs: rows of the global batch with a next-sentence label.
         tokens: tokens of the global batch.
         grad_norm: global gradient norm before clipping.
         applied: the weights moved.
@@ -46,7 +67,10 @@ class StepResult:
     """
 
     loss: float
+    nsp_loss: float
+    nsp_accuracy: float
     masked_tokens: int
+    pairs: int
     tokens: int
     grad_norm: float
     applied: bool
@@ -55,7 +79,16 @@ class StepResult:
 
 
 class TrainEngine:
-    """DeepSpeed behind the few verbs the loop needs."""
+    """DeepSpeed behind the few verbs the loop needs.
+
+    Args:
+        model: with its initial weights.
+        optimizer: over the model's parameters.
+        config: of the run.
+        world: ranks.
+        device: this rank's.
+        micro_steps: the most micro-batches a step of the run has; a step may have fewer.
+    """
 
     def __init__(
         self,
@@ -76,55 +109,80 @@ class TrainEngine:
     def train_step(self, batches: Sequence[Batch], step: int, lr: float) -> StepResult:
         """Forward, backward and update for one global batch.
 
-        The update is not applied when nothing was masked or a number is not finite.
+        The update is not applied when nothing was labelled or a number is not finite.
+
+        Args:
+            batches: this rank's micro-batches; every rank has the same number of them.
+            step: keys the dropout.
+            lr: of the update.
         """
         began = time.perf_counter()
-        counts = all_sum(self._counts(batches))
-        masked, tokens = int(counts[0]), int(counts[1])
-        loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
-        if masked:
+        counts = self._count(batches)
+        labelled = counts.masked + counts.pairs > 0
+        sums = torch.zeros((), dtype=torch.float64, device=self.device)
+        grad_norm = 0.0
+        if labelled:
             for micro_step, batch in enumerate(batches):
-                loss_sum += self._micro_step(batch, step, micro_step, len(batches), masked)
+                sums = sums + self._micro_step(batch, step, micro_step, len(batches), counts)
                 self._heap.check()
-        loss, grad_norm = self._agree(loss_sum, masked)
+            sums, grad_norm = self._agree(sums)
+        loss_sum, nsp_sum, correct = (*sums.reshape(-1).tolist(), 0.0, 0.0)[:3]
         computed = time.perf_counter()
-        applied = masked > 0 and is_finite(loss, grad_norm)
+        applied = labelled and is_finite(loss_sum, nsp_sum, grad_norm)
         if applied:
             self._apply(lr)
-        elif masked:
+        elif labelled:
             self._discard()
-        done = time.perf_counter()
         return StepResult(
-            loss, masked, tokens, grad_norm, applied, computed - began, done - computed
+            loss=loss_sum / counts.masked if counts.masked else math.nan,
+            nsp_loss=nsp_sum / counts.pairs if counts.pairs else math.nan,
+            nsp_accuracy=correct / counts.pairs if counts.pairs else math.nan,
+            masked_tokens=counts.masked,
+            pairs=counts.pairs,
+            tokens=counts.tokens,
+            grad_norm=grad_norm,
+            applied=applied,
+            compute_s=computed - began,
+            optimizer_s=time.perf_counter() - computed,
         )
 
-    def _counts(self, batches: Sequence[Batch]) -> Tensor:
-        masked = sum(len(batch.masked_index_M) for batch in batches)
+    def _count(self, batches: Sequence[Batch]) -> Counts:
+        """Counts of the global batch: one all-reduce."""
         real = sum(int(np.diff(batch.cu_seqlens)[batch.row_ids_R >= 0].sum()) for batch in batches)
-        return torch.tensor([masked, real], dtype=torch.int64, device=self.device)
+        own = [sum(map(masked_tokens, batches)), real, sum(map(labelled_pairs, batches))]
+        masked, tokens, pairs = all_sum(torch.tensor(own, device=self.device)).tolist()
+        return Counts(masked, tokens, pairs)
 
     def _micro_step(
-        self, batch: Batch, step: int, micro_step: int, micro_steps: int, masked: int
+        self, batch: Batch, step: int, micro_step: int, micro_steps: int, counts: Counts
     ) -> Tensor:
+        """Forward and backward; returns the model's sums, float64."""
         torch.manual_seed(derive_key(self.seed, "dropout", step, micro_step, self.world.rank) >> 1)
         self.engine.set_gradient_accumulation_boundary(micro_step == micro_steps - 1)
-        loss: Tensor = self.engine(**to_tensors(batch, self.device))
-        # The product is a new tensor on purpose: DeepSpeed 0.19.8 divides by the accumulation steps
+        sums: Tensor = self.engine(**to_tensors(batch, self.device))
+        # The loss is a new tensor on purpose: DeepSpeed 0.19.8 divides by the accumulation steps
         # when backward() gets the very tensor that forward() returned (BF16_Optimizer, stage 0).
-        self.engine.backward(loss * (self.world.world_size / masked), scale_wrt_gas=False)
-        return loss.detach().double()
+        self.engine.backward(self._weighted(sums, counts), scale_wrt_gas=False)
+        return sums.detach().double()
 
-    def _agree(self, loss_sum: Tensor, masked: int) -> tuple[float, float]:
-        """Global loss and gradient norm: one all-reduce of two numbers."""
-        if not masked:
-            return float("nan"), 0.0
+    def _weighted(self, sums: Tensor, counts: Counts) -> Tensor:
+        """Each sum over the global count of what it sums, times the ranks DeepSpeed averages over."""
+        world_size = self.world.world_size
+        if sums.ndim == 0:
+            return sums * (world_size / max(counts.masked, 1))
+        mlm, nsp, _ = sums.unbind()
+        masked, pairs = max(counts.masked, 1), max(counts.pairs, 1)
+        return mlm * (world_size / masked) + nsp * (world_size / pairs)
+
+    def _agree(self, sums: Tensor) -> tuple[Tensor, float]:
+        """Global sums and gradient norm: one all-reduce of two or four numbers."""
         parts = gradient_parts(self.engine)
         squares = [part.detach().float().norm().double().square() for part in parts]
-        square = torch.stack(squares).sum() if squares else torch.zeros_like(loss_sum)
+        square = torch.stack(squares).sum() if squares else sums.new_zeros(())
         if zero_stage(self.engine) == 0:  # every rank holds all of it
             square = square / self.world.world_size
-        both = all_sum(torch.stack([loss_sum, square]))
-        return float(both[0]) / masked, float(both[1].sqrt())
+        totals = all_sum(torch.cat([sums.reshape(-1), square.reshape(1)]))
+        return totals[:-1], float(totals[-1].sqrt())
 
     def _apply(self, lr: float) -> None:
         for group in self.engine.optimizer.param_groups:
@@ -143,17 +201,16 @@ class TrainEngine:
         parts[0].view(-1)[:1].fill_(float("inf"))
         self.engine.step()
 
-    @torch.no_grad()
-    def held_out_sums(self, batches: Sequence[Batch] | Any) -> tuple[float, int]:
-        """Σ CE and masked tokens over all ranks' held-out batches, without dropout."""
+    def held_out_sums(self, batches: Iterable[Batch]) -> Sums:
+        """Losses over all ranks' held-out batches, without dropout.
+
+        Args:
+            batches: this rank's; every rank has the same number of them.
+        """
         self.engine.eval()
-        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
-        for batch in batches:
-            sums[0] += self.engine(**to_tensors(batch, self.device)).double()
-            sums[1] += len(batch.masked_index_M)
+        values = measure(self.engine, batches, self.device)
         self.engine.train()
-        all_sum(sums)
-        return float(sums[0]), int(sums[1])
+        return Sums.of(all_sum(values))
 
     def save(
         self, checkpoints: Path, step: int, train_state: dict[str, Any], config_yaml: str

@@ -11,9 +11,9 @@ import math
 from roberta_dist.errors import NonFiniteError
 
 
-def is_finite(loss_sum: float, grad_norm: float) -> bool:
-    """True if the step may be applied."""
-    return math.isfinite(loss_sum) and math.isfinite(grad_norm)
+def is_finite(*numbers: float) -> bool:
+    """True if the step with these losses and this gradient norm may be applied."""
+    return all(math.isfinite(number) for number in numbers)
 
 
 def charge_skip(

@@ -22,7 +22,7 @@ from roberta_dist.interop.huggingface import Weights
 from roberta_dist.model.encoder import RobertaForPretraining
 from roberta_dist.runtime.world import World
 from roberta_dist.stream.held_out import HeldOut, open_held_out
-from roberta_dist.stream.tensors import to_tensors
+from roberta_dist.stream.measure import Sums, measure
 
 
 @dataclass(frozen=True)
@@ -63,19 +63,18 @@ def _from_folder(config: EvaluateVerbConfig, folder: Path, corpus: str) -> Subje
     return Subject(str(folder), imported.weights, imported.model, data, MaskingConfig())
 
 
-@torch.no_grad()
-def held_out_loss(subject: Subject, held_out: HeldOut, device: torch.device) -> tuple[float, int]:
-    """Mean cross-entropy over the masked positions, nats, and their number."""
-    vocab_size = held_out.manifest.vocab_size
-    model = RobertaForPretraining(subject.model, KernelsConfig(), vocab_size)
+def held_out_sums(subject: Subject, held_out: HeldOut, device: torch.device) -> Sums:
+    """Losses over the held-out rows; with next-sentence figures where the format has pairs."""
+    model = RobertaForPretraining(
+        subject.model,
+        KernelsConfig(),
+        held_out.manifest.vocab_size,
+        next_sentence=subject.data.format.is_pair,
+    )
     model.load_state_dict({name: torch.from_numpy(w) for name, w in subject.weights.items()})
     model.eval().to(device)
-    total = torch.zeros((), dtype=torch.float64, device=device)
-    count = 0
-    for batch in tqdm(held_out.batches(World()), "evaluating", unit="batch"):
-        total += model(**to_tensors(batch, device)).double()
-        count += len(batch.masked_index_M)
-    return float(total) / max(count, 1), count
+    batches = tqdm(held_out.batches(World()), "evaluating", unit="batch")
+    return Sums.of(measure(model, batches, device))
 
 
 def evaluate(config: EvaluateVerbConfig) -> int:
@@ -92,13 +91,17 @@ def evaluate(config: EvaluateVerbConfig) -> int:
         subject = _from_folder(config, Path(config.model_path), config.corpus_path)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for held_out in open_held_out(subject.data, subject.masking, config.evaluate):
-        loss, count = held_out_loss(subject, held_out, device)
-        entropy = held_out.manifest.unigram_entropy
+        sums = held_out_sums(subject, held_out, device)
         print(
-            f"{subject.label}: {held_out.rows} held-out rows of {held_out.name}, {count} masked tokens"
+            f"{subject.label}: {held_out.rows} held-out rows of {held_out.name}, "
+            f"{sums.masked} masked tokens"
         )
-        print(
-            f"held-out loss             {loss:.4f} nats (perplexity {math.exp(min(loss, 700)):.1f})"
-        )
-        print(f"held-out unigram entropy  {entropy:.4f} nats (perplexity {math.exp(entropy):.1f})")
+        for name, loss in (
+            ("held-out loss", sums.loss),
+            ("held-out unigram entropy", held_out.manifest.unigram_entropy),
+        ):
+            print(f"{name:<25} {loss:.4f} nats (perplexity {math.exp(min(loss, 700)):.1f})")
+        if sums.nsp_loss is not None:
+            right = f"{sums.correct} of {sums.pairs} pairs told right"
+            print(f"{'held-out next sentence':<25} {sums.nsp_loss:.4f} nats ({right})")
     return 0

@@ -14,7 +14,7 @@ from torch import Tensor
 from roberta_dist.config.model import KernelsConfig, ModelConfig
 from roberta_dist.corpus.manifest import SpecialTokens
 from roberta_dist.errors import DataFault
-from roberta_dist.interop.huggingface import Weights
+from roberta_dist.interop.huggingface import Weights, has_next_sentence
 from roberta_dist.model.encoder import RobertaForPretraining
 from roberta_dist.runtime.rng import counter_bits, derive_key
 
@@ -39,7 +39,8 @@ def our_logits(
     weights: Weights, model: ModelConfig, vocab_size: int, rows: Sequence[Tensor]
 ) -> Tensor:
     """fp32 [tokens of all rows, vocab_size], without dropout."""
-    module = RobertaForPretraining(model, KernelsConfig(), vocab_size).eval()
+    pairs = has_next_sentence(weights)
+    module = RobertaForPretraining(model, KernelsConfig(), vocab_size, pairs).eval()
     module.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
     lengths = [len(row) for row in rows]
     return module.logits(

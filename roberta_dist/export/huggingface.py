@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,17 @@ from roberta_dist.corpus.manifest import Manifest
 from roberta_dist.errors import DataFault
 from roberta_dist.export.card import render_card
 from roberta_dist.export.folder import replaced_folder
-from roberta_dist.interop.huggingface import Weights, hf_config, stay_offline, to_hf_state_dict
+from roberta_dist.interop.huggingface import (
+    Weights,
+    has_next_sentence,
+    hf_config,
+    stay_offline,
+    to_hf_state_dict,
+)
 from roberta_dist.runtime.files import atomic_write, write_json
 
+LOGGER = logging.getLogger(__name__)
+LEFT_OUT = "RobertaForMaskedLM has no next-sentence head: the trained one is left out"
 TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer.json")
 WRITTEN = (
     "config.json",
@@ -74,7 +83,8 @@ def export_weights(
     """Write `output`, load it with transformers, and keep it only if the logits agree.
 
     Args:
-        weights: fp32, under the names of the module's state dict.
+        weights: fp32, under the names of the module's state dict; a next-sentence head is left out,
+            which a warning and the card say.
         model_config: sizes they were trained with.
         manifest: training split, for the vocabulary and the card.
         tokenizer_dir: CORPUS/tokenizer.
@@ -107,6 +117,9 @@ def export_weights(
                 f"more than tolerance={tolerance:.3g}; nothing was exported",
                 "report this with the versions `roberta-dist doctor` prints, or raise tolerance=",
             )
+        if has_next_sentence(weights):
+            LOGGER.warning(LEFT_OUT)
+            facts = {**facts, "next-sentence head": LEFT_OUT}
         card = render_card(model_config, manifest, facts, difference, tolerance)
         atomic_write(folder / "README.md", card)
     return difference

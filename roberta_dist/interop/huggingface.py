@@ -6,7 +6,8 @@ Arrays only: neither torch nor transformers is needed. Where the two differ:
 * our vocabulary table is padded to a multiple of 64; theirs is not;
 * theirs adds a token-type row to every token: exported as zeros, folded into the position table
   (which is also added to every token) on import;
-* the output layer is tied to the table in both, so only its bias is stored.
+* the output layer is tied to the table in both, so only its bias is stored;
+* ours may have a next-sentence head, for which theirs has no place: it is left out.
 """
 
 from __future__ import annotations
@@ -115,6 +116,21 @@ def _qkv(model: ModelConfig) -> list[tuple[str, list[str], tuple[int, ...]]]:
     ]
 
 
+def _next_sentence(width: int) -> dict[str, tuple[int, ...]]:
+    """Name → shape of the weights of the next-sentence head."""
+    return {
+        "next_sentence.dense.weight": (width, width),
+        "next_sentence.dense.bias": (width,),
+        "next_sentence.classifier.weight": (2, width),
+        "next_sentence.classifier.bias": (2,),
+    }
+
+
+def has_next_sentence(weights: Weights) -> bool:
+    """Whether our weights were trained on pairs."""
+    return "next_sentence.dense.weight" in weights
+
+
 class _Source:
     """A state dict that is taken apart: what is missing or left over is an error."""
 
@@ -144,6 +160,8 @@ class _Source:
 def to_hf_state_dict(weights: Weights, model: ModelConfig, vocab_size: int) -> Weights:
     """Our weights under transformers' names, fp32, without the vocabulary's padding.
 
+    A next-sentence head is checked like the rest and left out.
+
     Raises:
         DataFault: a weight is missing, unknown or of another shape.
     """
@@ -160,6 +178,9 @@ def to_hf_state_dict(weights: Weights, model: ModelConfig, vocab_size: int) -> W
     for ours, parts, (rows, *columns) in _qkv(model):
         fused = source.take(ours, 3 * rows, *columns)
         state.update(zip(parts, np.split(fused, 3), strict=True))
+    if has_next_sentence(weights):
+        for name, shape in _next_sentence(width).items():
+            source.take(name, *shape)
     source.finish()
     return {name: np.ascontiguousarray(value, np.float32) for name, value in state.items()}
 

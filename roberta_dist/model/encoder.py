@@ -1,4 +1,5 @@
-"""RoBERTa with its masked-language-model head, over flat tokens.
+"""RoBERTa with its masked-language-model head and, for pairs, BERT's next-sentence head, over flat
+tokens.
 
 T tokens of all rows, no padding · R rows · L longest row · M predicted tokens · H width ·
 V vocabulary, padded to a multiple of 64
@@ -14,10 +15,10 @@ from torch.utils.checkpoint import checkpoint
 
 from roberta_dist.config.model import KernelsConfig, ModelConfig
 from roberta_dist.model.attention import padding_plan
-from roberta_dist.model.heads import MaskedLanguageHead
+from roberta_dist.model.heads import MaskedLanguageHead, NextSentenceHead
 from roberta_dist.model.kernels import resolve_attention
 from roberta_dist.model.layers import Layer, Positions, Vocabulary
-from roberta_dist.model.loss import cross_entropy_sum
+from roberta_dist.model.loss import cross_entropy_sum, pair_sums
 
 
 class RobertaForPretraining(nn.Module):
@@ -29,9 +30,16 @@ class RobertaForPretraining(nn.Module):
         config: sizes.
         kernels: how it is computed; never changes the numbers beyond rounding.
         vocab_size: entries of the tokenizer; padded inside, cut off again in what comes out.
+        next_sentence: rows are pairs, and a second head tells whether B follows A.
     """
 
-    def __init__(self, config: ModelConfig, kernels: KernelsConfig, vocab_size: int) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        kernels: KernelsConfig,
+        vocab_size: int,
+        next_sentence: bool = False,
+    ) -> None:
         super().__init__()
         self.config = config
         self.attention_kernel = resolve_attention(kernels)
@@ -43,6 +51,7 @@ class RobertaForPretraining(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
         self.head = MaskedLanguageHead(config)
+        self.next_sentence = NextSentenceHead(config) if next_sentence else None
 
     def forward(
         self,
@@ -53,8 +62,9 @@ class RobertaForPretraining(nn.Module):
         max_seqlen: int,
         masked_index_M: Tensor,
         labels_M: Tensor,
+        nsp_labels_R: Tensor | None = None,
     ) -> Tensor:
-        """Σ cross-entropy over the predicted tokens, an fp32 scalar.
+        """Sums over the batch, fp32, which the caller divides by the counts of the global batch.
 
         Args:
             tokens_T: int64 [T], ids with masks applied.
@@ -63,9 +73,25 @@ class RobertaForPretraining(nn.Module):
             max_seqlen: L.
             masked_index_M: int64 [M], indices into T; M = 0 gives 0 and zero gradients.
             labels_M: int64 [M], ids before masking.
+            nsp_labels_R: int64 [R]: 1 where B is the next segment, 0 where it comes from another
+                document, −1 where the row is not counted.
+
+        Returns:
+            Σ cross-entropy over the predicted tokens, a scalar. With `nsp_labels_R`, [3]: that, Σ
+            cross-entropy over the labelled rows, and how many of them were answered right.
+
+        Raises:
+            ValueError: `nsp_labels_R` for a model without the next-sentence head.
         """
         hidden_TH = self.encode(tokens_T, positions_T, cu_seqlens, max_seqlen)
-        return cross_entropy_sum(self._score(hidden_TH, masked_index_M), labels_M, self.vocab_size)
+        logits_MV = self._score(hidden_TH, masked_index_M)
+        loss = cross_entropy_sum(logits_MV, labels_M, self.vocab_size)
+        if nsp_labels_R is None:
+            return loss
+        if self.next_sentence is None:
+            raise ValueError("next-sentence labels, but the model has no next-sentence head")
+        logits_R2 = self.next_sentence(hidden_TH.index_select(0, cu_seqlens[:-1]))
+        return torch.stack([loss, *pair_sums(logits_R2, nsp_labels_R)])
 
     def logits(
         self,

@@ -1,6 +1,6 @@
 """Σ cross-entropy in fp32 without an fp32 copy of the logits.
 
-M predicted tokens · V padded vocabulary
+M predicted tokens · V padded vocabulary · R rows
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 CHUNK_ROWS = 128
@@ -52,3 +53,16 @@ def cross_entropy_sum(logits_MV: Tensor, labels_M: Tensor, vocab_size: int) -> T
     """
     loss: Tensor = _CrossEntropySum.apply(logits_MV, labels_M, vocab_size)  # type: ignore[no-untyped-call]
     return loss
+
+
+def pair_sums(logits_R2: Tensor, labels_R: Tensor) -> tuple[Tensor, Tensor]:
+    """Σ cross-entropy and number of right answers over rows with a label, fp32 scalars.
+
+    No row is selected by its value, which would make the host wait for the device.
+
+    Args:
+        logits_R2: any floating type.
+        labels_R: int64, 0 or 1; a row with −1 counts in neither sum and has a zero gradient.
+    """
+    loss = F.cross_entropy(logits_R2.float(), labels_R, ignore_index=-1, reduction="sum")
+    return loss, (logits_R2.argmax(1) == labels_R).sum().float()

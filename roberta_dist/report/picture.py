@@ -1,8 +1,13 @@
-"""A run as one picture: losses against the unigram entropy, learning rate, gradient norm, speed."""
+"""A run as one picture: losses against the unigram entropy, learning rate, gradient norm, speed.
+
+What only some runs have is drawn where it is there: next-sentence accuracy, the loss of each
+corpus, a batch size or a sequence length that changes, damaged packs left out.
+"""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,6 +25,9 @@ STEP_PARTS = {
 """Metric → (label, colour) of the parts of a step, from the bottom up."""
 SMOOTHED_SHARE = 50
 """The bold line averages 1/50 of the run."""
+CORPUS_LOSS = "eval_loss/"
+"""What the name of a corpus follows in the name of its held-out loss."""
+CORPUS_STYLES = ("--", ":", "-.")
 STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -47,6 +55,19 @@ def smooth(values: Column) -> Column:
     return mean
 
 
+def last_known(columns: dict[str, Column], name: str) -> float | None:
+    """The newest value of a column; None where it is missing or holds none."""
+    values = columns.get(name, np.empty(0))
+    known = values[np.isfinite(values)]
+    return float(known[-1]) if known.size else None
+
+
+def changes(values: Column) -> list[int]:
+    """Where a value differs from the one before it; NaN is no value."""
+    known = np.flatnonzero(np.isfinite(values))
+    return [int(i) for i in known[1:][np.diff(values[known]) != 0]]
+
+
 def headline(run: RunData) -> str:
     """The run in one line: how far, on what, and how good."""
     step, last = int(run.training["step"][-1]), run.config.schedule.max_steps
@@ -59,6 +80,10 @@ def headline(run: RunData) -> str:
         parts.append(f"held-out loss {run.held_out['eval_loss'][-1]:.3f} nats")
     if run.unigram_entropy is not None:
         parts.append(f"unigram entropy {run.unigram_entropy:.3f}")
+    if (accuracy := last_known(run.training, "nsp_accuracy")) is not None:
+        parts.append(f"next sentence {accuracy:.1%} right")
+    if quarantined := last_known(run.training, "quarantined_packs"):
+        parts.append(f"damaged packs left out: {quarantined:.0f}")
     return " · ".join(parts)
 
 
@@ -72,10 +97,16 @@ def draw(run: RunData) -> bytes:
     with pyplot.rc_context(STYLE):
         figure = pyplot.figure(figsize=(12, 7.2), layout="constrained")
         figure.suptitle(run.name, x=0.01, ha="left", fontsize=14, fontweight="bold")
-        grid = figure.add_gridspec(4, 3)
+        panels = _panels(run)
+        grid = figure.add_gridspec(len(panels), 3)
         loss = figure.add_subplot(grid[:, :2])
         _draw_losses(loss, run)
-        _draw_panels([figure.add_subplot(grid[row, 2], sharex=loss) for row in range(4)], run)
+        for row, (title, draw_panel) in enumerate(panels.items()):
+            axes = figure.add_subplot(grid[row, 2], sharex=loss)
+            axes.set_title(title)
+            draw_panel(axes, run)
+            axes.tick_params(labelbottom=row == len(panels) - 1)
+        axes.set_xlabel("step")
         loss.set_xlabel("step")
         picture = io.BytesIO()
         figure.savefig(picture, format="png", dpi=120, metadata={"Software": None})
@@ -97,6 +128,25 @@ def _draw_losses(axes: Any, run: RunData) -> None:
             markersize=4,
             label="held-out loss, fixed masks",
         )
+    names = [name for name in run.held_out if name.startswith(CORPUS_LOSS)]
+    for index, name in enumerate(names):
+        axes.plot(
+            run.held_out["step"],
+            run.held_out[name],
+            color=HELD_OUT,
+            linestyle=CORPUS_STYLES[index % len(CORPUS_STYLES)],
+            linewidth=1.0,
+            label=f"held-out loss of {name.removeprefix(CORPUS_LOSS)}",
+        )
+    lengths = run.training.get("sequence_length", np.empty(0))
+    for index in changes(lengths):
+        axes.axvline(steps[index], color=ENTROPY, linestyle=":", linewidth=1.0)
+        axes.annotate(
+            f" {lengths[index]:.0f} tokens a row",
+            (steps[index], 0.02),
+            xycoords=axes.get_xaxis_transform(),
+            fontsize=8,
+        )
     if run.unigram_entropy is not None:
         axes.axhline(
             run.unigram_entropy,
@@ -109,23 +159,47 @@ def _draw_losses(axes: Any, run: RunData) -> None:
     axes.legend(loc="upper right")
 
 
-def _draw_panels(panels: list[Any], run: RunData) -> None:
-    """Learning rate, gradient norm, speed and where the time of a step goes, from the top down."""
-    rate, gradient, speed, parts = panels
-    steps, training = run.training["step"], run.training
-    rate.plot(steps, training["lr"], color=PLAIN)
-    rate.set_title("learning rate")
-    _draw_noisy(gradient, steps, training["grad_norm"])
-    gradient.set_title("gradient norm before clipping")
-    _draw_noisy(speed, steps, training["tokens_per_s"])
-    speed.set_title("tokens a second, all ranks")
-    speed.yaxis.set_major_formatter(lambda value, _: human_count(value))
-    _draw_step_parts(parts, run)
-    for panel in panels[1:]:
-        panel.set_ylim(bottom=0)
-    for panel in panels[:-1]:
-        panel.tick_params(labelbottom=False)
-    parts.set_xlabel("step")
+def _panels(run: RunData) -> dict[str, Callable[[Any, RunData], None]]:
+    """Title → what draws it, from the top down."""
+    panels: dict[str, Callable[[Any, RunData], None]] = {}
+    if last_known(run.training, "nsp_accuracy") is not None:
+        panels["next sentence: share told right"] = _draw_accuracy
+    if changes(run.training.get("global_batch_size", np.empty(0))):
+        panels["rows of a batch"] = _draw_batch_size
+    return panels | {
+        "learning rate": _draw_rate,
+        "gradient norm before clipping": _draw_gradient,
+        "tokens a second, all ranks": _draw_speed,
+        "seconds of a step": _draw_step_parts,
+    }
+
+
+def _draw_rate(axes: Any, run: RunData) -> None:
+    axes.plot(run.training["step"], run.training["lr"], color=PLAIN)
+
+
+def _draw_gradient(axes: Any, run: RunData) -> None:
+    _draw_noisy(axes, run.training["step"], run.training["grad_norm"])
+
+
+def _draw_speed(axes: Any, run: RunData) -> None:
+    _draw_noisy(axes, run.training["step"], run.training["tokens_per_s"])
+    axes.yaxis.set_major_formatter(lambda value, _: human_count(value))
+
+
+def _draw_accuracy(axes: Any, run: RunData) -> None:
+    steps, values = run.training["step"], run.training["nsp_accuracy"]
+    axes.plot(steps, values, color=TRAINING, alpha=0.25, linewidth=0.8)
+    axes.plot(steps, smooth(values), color=TRAINING, linewidth=1.5)
+    if "eval_nsp_accuracy" in run.held_out:
+        accuracy = run.held_out["eval_nsp_accuracy"]
+        axes.plot(run.held_out["step"], accuracy, color=HELD_OUT, marker="o", markersize=3)
+    axes.set_ylim(0, 1)
+
+
+def _draw_batch_size(axes: Any, run: RunData) -> None:
+    axes.step(run.training["step"], run.training["global_batch_size"], color=PLAIN, where="post")
+    axes.set_ylim(bottom=0)
 
 
 def _draw_step_parts(axes: Any, run: RunData) -> None:
@@ -140,9 +214,10 @@ def _draw_step_parts(axes: Any, run: RunData) -> None:
         )
         axes.legend(loc="upper center", ncols=3, fontsize=7, columnspacing=1.0, handlelength=1.0)
         axes.margins(y=0.3)  # room for the legend
-    axes.set_title("seconds of a step")
+    axes.set_ylim(bottom=0)
 
 
 def _draw_noisy(axes: Any, steps: Column, values: Column) -> None:
     axes.plot(steps, values, color=PLAIN, alpha=0.25, linewidth=0.8)
     axes.plot(steps, smooth(values), color=PLAIN, linewidth=1.5)
+    axes.set_ylim(bottom=0)

@@ -88,7 +88,10 @@ class TensorboardSink:
 
 
 class ProgressSink:
-    """A bar on standard error: step, loss, tokens/s, time left. A dead terminal is ignored."""
+    """A bar on standard error: step, loss, tokens/s, time left, for pairs the share told right.
+
+    A dead terminal is ignored.
+    """
 
     def __init__(self, resume_step: int, total_steps: int) -> None:
         self._bar = tqdm(
@@ -98,9 +101,11 @@ class ProgressSink:
     def log(self, step: int, metrics: Metrics) -> None:
         """Advance to `step`."""
         with suppress(OSError):
-            if "eval_loss" in metrics:
+            if "loss" not in metrics:
                 return
             shown = {"loss": f"{metrics['loss']:.3f}", "tok/s": f"{metrics['tokens_per_s']:.0f}"}
+            if "nsp_accuracy" in metrics:
+                shown["nsp"] = f"{metrics['nsp_accuracy']:.0%}"
             self._bar.set_postfix(shown, refresh=False)
             self._bar.update(step - self._bar.n)
 

@@ -68,7 +68,12 @@ def build_run(config: PretrainConfig, world: World) -> Run:
             lambda _: open_held_out(config.data, config.masking, config.evaluate)
         )
     resume = on_main(lambda: _find_resume_point(config, checkpoint, stream, world))
-    model = RobertaForPretraining(config.model, config.kernels, stream.manifest.vocab_size)
+    model = RobertaForPretraining(
+        config.model,
+        config.kernels,
+        stream.manifest.vocab_size,
+        next_sentence=config.data.format.is_pair,
+    )
     init_weights(model, config.train.seed)
     optimizer = build_optimizer(model, config.optim)
     steps = most_micro_steps(stream, world, config.train.micro_batch_size)

@@ -18,6 +18,7 @@ from roberta_dist.errors import StorageError
 from roberta_dist.optim.schedule import learning_rate
 from roberta_dist.runtime.signals import StopRequest
 from roberta_dist.stream.batch import Batch
+from roberta_dist.stream.measure import Sums
 from roberta_dist.track.sinks import Tracker
 from roberta_dist.train.build import Run
 from roberta_dist.train.feed import Feed
@@ -105,7 +106,7 @@ class Loop:
         moved = replace(state, step=state.step + 1, next_row=end)
         if result.applied:
             self.state = replace(moved, optimizer_step=state.optimizer_step + 1)
-        elif result.masked_tokens == 0:
+        elif result.masked_tokens + result.pairs == 0:
             LOGGER.warning("step %d: nothing masked in rows [%d, %d)", state.step, first, end)
             self.state = replace(moved, empty=state.empty + 1)
         else:
@@ -124,6 +125,7 @@ class Loop:
     ) -> None:
         if self.state.step % self.config.track.log_every or not self.run.world.is_main:
             return
+        pairs = {"nsp_loss": result.nsp_loss, "nsp_accuracy": result.nsp_accuracy}
         flops = step_flops(self.config.model, self.run.stream.manifest.vocab_size, batches)
         self.tracker.log(
             self.state.step,
@@ -133,6 +135,7 @@ class Loop:
                 "masked_tokens": result.masked_tokens,
                 "lr": lr,
                 "grad_norm": result.grad_norm,
+                **(pairs if result.pairs else {}),
                 "skipped": self.state.skipped + self.state.empty,
                 "save_failures": self.save_failures,
                 "epoch": self.run.stream.order.epochs(self.state.next_row),
@@ -152,25 +155,26 @@ class Loop:
         if not held_out or not (final or self.state.step % every == 0):
             return False
         metrics: dict[str, float] = {}
-        total, count = 0.0, 0
+        total = Sums()
         for corpus in held_out:
             sums = self.run.engine.held_out_sums(corpus.batches(self.run.world))
-            total, count = total + sums[0], count + sums[1]
-            loss = sums[0] / max(sums[1], 1)
+            total += sums
             if len(held_out) > 1:
-                metrics[f"eval_loss/{corpus.name}"] = loss
+                metrics[f"eval_loss/{corpus.name}"] = sums.loss
             LOGGER.info(
                 "step %d: held-out loss of %s %.4f nats, perplexity %.1f (unigram entropy %.4f)",
-                *(self.state.step, corpus.name, loss, math.exp(min(loss, 700.0))),
+                *(self.state.step, corpus.name, sums.loss, math.exp(min(sums.loss, 700.0))),
                 corpus.manifest.unigram_entropy,
             )
-        loss = total / max(count, 1)
+        loss = total.loss
         self.state = self.state.evaluated(loss)
         metrics |= {
             "eval_loss": loss,
             "eval_perplexity": math.exp(min(loss, 700.0)),
-            "eval_masked_tokens": float(count),
+            "eval_masked_tokens": float(total.masked),
         }
+        if total.nsp_loss is not None and total.nsp_accuracy is not None:
+            metrics |= {"eval_nsp_loss": total.nsp_loss, "eval_nsp_accuracy": total.nsp_accuracy}
         self.tracker.log(self.state.step, metrics)
         return self.config.checkpoint.keep_best and self.state.best_step == self.state.step
 

@@ -120,7 +120,9 @@ def _prepare_folder(run: Run, paths: RunPaths, attempt: Path) -> None:
 
 def _announce(run: Run) -> None:
     config, stream = run.config, run.stream
-    parameters = parameter_count(config.model, stream.manifest.vocab_size)
+    parameters = parameter_count(
+        config.model, stream.manifest.vocab_size, next_sentence=config.data.format.is_pair
+    )
     LOGGER.info(
         "%s parameters, ZeRO-%d %s, %d rank(s), attention %s",
         human_count(parameters),

@@ -24,6 +24,7 @@ def step_flops(model: ModelConfig, vocab_size: int, batches: Sequence[Batch]) ->
             np.diff(batch.cu_seqlens).tolist(),
             len(batch.masked_index_M),
             padded=False,
+            next_sentence=batch.nsp_labels_R is not None,
         )
         for batch in batches
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,19 @@ from roberta_dist.stream.tensors import to_tensors
 pytestmark = pytest.mark.world
 WORKER = Path(__file__).with_name("zero_worker.py")
 STEPS = 20
+MICRO, MICRO_STEPS = 2, [1, 3, 2, 3, 1, 2]
+"""Rows of a micro-batch, and how many of them each step of a batch-size ramp has on a rank."""
+RAMPS = [
+    *([stage, "fp32", 3] for stage in (0, 1, 2, 3)),
+    *([stage, "bf16", 3] for stage in (1, 2, 3)),
+    *([stage, "fp32", 7] for stage in (0, 1, 2, 3)),
+]
+"""Stage, precision and the number of micro-batches that DeepSpeed is told."""
+PAIR_SPLITS = {
+    "1": [[0, 8, True], [3, 2, True]],
+    "2": [[0, 1, True], [1, 2, True], [2, 4, True], [3, 2, True], [3, 1, True]],
+}
+"""Ranks → stage, rows of a micro-batch, pairs."""
 TASKS = {
     "traces": {"stages": [0, 1, 2, 3], "steps": STEPS},
     "bad_numbers": {"stages": [0, 1, 2, 3]},
@@ -29,7 +43,8 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def two_ranks(folder):
     tasks = TASKS | {
-        "gradients": {"splits": [[0, 2], [2, 2]]},
+        "gradients": {"splits": [[0, 2, False], [2, 2, False], *PAIR_SPLITS["2"]]},
+        "ramp": {"micro": MICRO, "micro_steps": MICRO_STEPS, "runs": RAMPS},
         "checkpoints": {"checkpoints": str(folder), "save": [1, 3], "load": [[1, 2]]},
     }
     return support.run_world(WORKER, 2, {"output": str(folder / "two.json"), "tasks": tasks})
@@ -39,7 +54,7 @@ def two_ranks(folder):
 def one_rank(folder, two_ranks):
     tasks = {
         "traces": {"stages": [3], "steps": STEPS},
-        "gradients": {"splits": [[0, 8], [0, 4], [3, 4]]},
+        "gradients": {"splits": [[0, 8, False], [0, 4, False], [3, 4, False], *PAIR_SPLITS["1"]]},
         "checkpoints": {
             "checkpoints": str(folder), "save": [], "load": [[1, 3], [1, 0], [3, 0], [3, 1]],
         },
@@ -68,6 +83,69 @@ def reference():
         optimizer.step()
         losses.append(float(loss.detach()))
     return {"loss": losses, "gradient": gradient, "groups": len(groups)}
+
+
+def named_gradient(model, objective):
+    objective.backward()
+    return {name: p.grad.double().clone() for name, p in model.named_parameters()}
+
+
+@pytest.fixture(scope="module")
+def pair_gradient():
+    """One process, plain torch, the whole batch at once: both losses over their own counts."""
+    torch.set_num_threads(1)
+    model = support.make_model(pairs=True)
+    batch = support.random_batch(support.pair_rows(0, support.ROWS), pairs=True)
+    masked, answered, _ = model(**to_tensors(batch, torch.device("cpu")))
+    pairs = support.ROWS - 1
+    return named_gradient(model, masked / len(batch.masked_index_M) + answered / pairs)
+
+
+@pytest.fixture(scope="module", params=["fp32", "bf16"])
+def ramp_reference(request):
+    """One process, plain torch: fp32 weights, a copy of them in the precision that computes, fp32
+    sums of the gradients of the micro-batches."""
+    torch.set_num_threads(1)
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[request.param]
+    module = support.make_model(pairs=True).to(dtype)
+    master = copy.deepcopy(module).float()  # DeepSpeed takes its fp32 weights from the rounded ones
+    groups = parameter_groups(master.named_parameters(), support.OPTIM)
+    optimizer = torch.optim.AdamW(groups, lr=support.LR, betas=(0.9, 0.98), eps=1e-6, fused=True)
+    trace = {name: [] for name in ("loss", "nsp_loss", "nsp_accuracy", "grad_norm", "counts")}
+    for step, micro_steps in enumerate(MICRO_STEPS):
+        rows = 2 * MICRO * micro_steps
+        row_ids = support.pair_rows(step * rows, rows)
+        parts = [
+            support.random_batch(row_ids[i : i + MICRO], pairs=True) for i in range(0, rows, MICRO)
+        ]
+        masked, pairs = sum(len(part.masked_index_M) for part in parts), rows - 1
+        for weight, rounded in zip(master.parameters(), module.parameters(), strict=True):
+            rounded.data.copy_(weight.data)
+            weight.grad = torch.zeros_like(weight)
+        totals = torch.zeros(3, dtype=torch.float64)
+        for part in parts:
+            module.zero_grad()
+            sums = module(**to_tensors(part, torch.device("cpu")))
+            # scaled as two ranks scale it: bf16 rounds what is scaled another way differently
+            (sums[0] * (2 / masked) + sums[1] * (2 / pairs)).backward()
+            for weight, rounded in zip(master.parameters(), module.parameters(), strict=True):
+                weight.grad += rounded.grad.float() / 2
+            totals += sums.detach().double()
+        squares = [weight.grad.double().square().sum() for weight in master.parameters()]
+        trace["grad_norm"].append(float(torch.stack(squares).sum().sqrt()))
+        optimizer.step()
+        trace["loss"].append(float(totals[0]) / masked)
+        trace["nsp_loss"].append(float(totals[1]) / pairs)
+        trace["nsp_accuracy"].append(float(totals[2]) / pairs)
+        trace["counts"].append([masked, pairs])
+    module.load_state_dict(master.state_dict())
+    held_out = support.random_batch(
+        support.pair_rows(1000 * support.ROWS, support.ROWS), pairs=True
+    )
+    sums = module.eval()(**to_tensors(held_out, torch.device("cpu"))).tolist()
+    counts = {"masked": len(held_out.masked_index_M), "pairs": support.ROWS - 1}
+    trace["held_out"] = {"mlm": sums[0], "nsp": sums[1], "correct": sums[2], **counts}
+    return request.param, trace
 
 
 def relative(left: list[float], right: list[float]) -> float:
@@ -104,6 +182,41 @@ def test_gradient_does_not_depend_on_the_split(folder, one_rank, two_ranks, refe
         assert (found[name] - expected).norm() <= 1e-6 * expected.norm() + 1e-12, name
 
 
+@pytest.mark.parametrize(
+    "split",
+    [f"{ranks}-{stage}-{micro}" for ranks, all_ in PAIR_SPLITS.items() for stage, micro, _ in all_],
+)
+def test_gradient_of_pairs_does_not_depend_on_the_split(
+    folder, one_rank, two_ranks, pair_gradient, split
+):
+    """Ranks and micro-batches differ in masked tokens and in pairs; one has neither."""
+    world = "one" if split.startswith("1") else "two"
+    found = torch.load(folder / f"{world}.json.grad-{split}-pairs.pt", weights_only=True)
+    assert found.keys() == pair_gradient.keys()
+    for name, expected in pair_gradient.items():
+        assert expected.norm() > 0, name
+        assert (found[name] - expected).norm() <= 1e-6 * expected.norm() + 1e-12, name
+
+
+def test_a_step_may_have_any_number_of_micro_batches(two_ranks, ramp_reference):
+    """Losses, accuracy, gradient norms and held-out sums of a ramp, at every stage."""
+    precision, expected = ramp_reference
+    runs = {run: found for run, found in two_ranks["ramp"].items() if precision in run}
+    assert len(runs) == sum(precision in run for run in RAMPS)
+    for run, found in runs.items():
+        assert all(found["applied"]), run
+        assert found["counts"] == expected["counts"], run
+        assert found["nsp_accuracy"] == pytest.approx(expected["nsp_accuracy"], abs=1e-12), run
+        for name, tolerance in (("loss", 1e-6), ("nsp_loss", 1e-6), ("grad_norm", 2e-6)):
+            assert relative(found[name], expected[name]) < tolerance, (run, name)
+        assert found["held_out"] == pytest.approx(expected["held_out"], rel=1e-6), run
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_nothing_is_divided_by_the_configured_micro_batches(two_ranks, stage):
+    assert two_ranks["ramp"][f"{stage}-fp32-3"] == two_ranks["ramp"][f"{stage}-fp32-7"]
+
+
 @pytest.mark.parametrize("stage", ["1", "2", "3"])
 def test_small_gradients_survive_bf16(two_ranks, stage):
     assert two_ranks["small_gradients"][stage] == pytest.approx(1.123046875, abs=1e-7)
@@ -111,7 +224,7 @@ def test_small_gradients_survive_bf16(two_ranks, stage):
 
 @pytest.mark.parametrize("stage", ["0", "1", "2", "3"])
 def test_a_bad_batch_moves_nothing(two_ranks, stage):
-    assert two_ranks["bad_numbers"][stage] == [True, False, True, True]
+    assert two_ranks["bad_numbers"][stage] == [True, False, False, True, True]
 
 
 def test_resume_at_another_stage_and_world(two_ranks, one_rank):

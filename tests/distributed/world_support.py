@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,9 @@ SPECIAL = SpecialTokens(bos=0, pad=1, eos=2, unk=3, mask=99)
 VOCAB = 100
 
 
-def make_model() -> RobertaForPretraining:
-    """The model every test here starts from."""
-    model = RobertaForPretraining(MODEL, KernelsConfig(), VOCAB)
+def make_model(pairs: bool = False) -> RobertaForPretraining:
+    """The model every test here starts from; with the next-sentence head where rows are pairs."""
+    model = RobertaForPretraining(MODEL, KernelsConfig(), VOCAB, next_sentence=pairs)
     init_weights(model, 1)
     return model
 
@@ -85,7 +86,11 @@ def run_world(script: Path, world_size: int, arguments: dict[str, Any], timeout:
 
 
 def random_batch(
-    row_ids: list[int], length: int = 24, seed: int = 0, probability: float = 0.15
+    row_ids: list[int],
+    length: int = 24,
+    seed: int = 0,
+    probability: float = 0.15,
+    pairs: bool = False,
 ) -> Batch:
     """Rows of eight different tokens, of varying lengths, so that a few steps learn something; a row's content depends only on its id."""
     rule = mask_rule(MaskingConfig(probability=probability), seed, "train", VOCAB, SPECIAL)
@@ -95,4 +100,13 @@ def random_batch(
         body = 4 + rng.integers(8, size=int(rng.integers(length // 2, length - 1)))
         body = body if row >= 0 else body[:0]
         rows.append(np.concatenate(([SPECIAL.bos], body, [SPECIAL.eos])).astype(np.uint16))
-    return make_batch(rows, np.array(row_ids, dtype=np.int64), rule)
+    batch = make_batch(rows, np.array(row_ids, dtype=np.int64), rule)
+    if not pairs:
+        return batch
+    labels = [-1 if row < 0 else int(rows[i][1]) % 2 for i, row in enumerate(row_ids)]
+    return replace(batch, nsp_labels_R=np.array(labels, dtype=np.int8))
+
+
+def pair_rows(first: int, count: int) -> list[int]:
+    """`count` row ids from `first`; the last is a weight-0 row, so that ranks differ in pairs."""
+    return [*range(first, first + count - 1), -1]

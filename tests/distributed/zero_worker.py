@@ -26,7 +26,9 @@ from roberta_dist.runtime.world import detect_world
 from roberta_dist.train.state import TrainState
 
 
-def make_engine(stage, world, device, micro=2, precision=Precision.fp32, rows=support.ROWS):
+def make_engine(
+    stage, world, device, micro=2, precision=Precision.fp32, rows=support.ROWS, pairs=False
+):
     config = PretrainConfig(
         model=support.MODEL,
         optim=support.OPTIM,
@@ -34,18 +36,20 @@ def make_engine(stage, world, device, micro=2, precision=Precision.fp32, rows=su
         engine=EngineConfig(stage=stage, precision=precision, sub_group_size=10_000),
         data=replace(PretrainConfig().data, sequence_length=32),
     )
-    model = support.make_model()
+    model = support.make_model(pairs)
     micro_steps = rows // micro // world.world_size
     optimizer = build_optimizer(model, config.optim)
     return TrainEngine(model, optimizer, config, world, device, micro_steps)
 
 
-def batches_of(step, world, micro=2, rows=support.ROWS):
+def batches_of(step, world, micro=2, rows=support.ROWS, pairs=False):
     per_rank = rows // world.world_size
-    first = step * rows + world.rank * per_rank
+    row_ids = list(range(step * rows, (step + 1) * rows))
+    if pairs:
+        row_ids = support.pair_rows(step * rows, rows)
+    own = row_ids[world.rank * per_rank : (world.rank + 1) * per_rank]
     return [
-        support.random_batch(list(range(first + i, first + i + micro)))
-        for i in range(0, per_rank, micro)
+        support.random_batch(own[i : i + micro], pairs=pairs) for i in range(0, per_rank, micro)
     ]
 
 
@@ -68,18 +72,44 @@ def traces(arguments, world, device):
 
 def gradients(arguments, world, device):
     """Save the reduced gradient of one batch, computed in the given splits and stages."""
-    for stage, micro in arguments["splits"]:
-        engine = make_engine(stage, world, device, micro=micro)
-        batches = batches_of(0, world, micro)
-        counts = engine._counts(batches)
-        torch.distributed.all_reduce(counts)
+    for stage, micro, pairs in arguments["splits"]:
+        engine = make_engine(stage, world, device, micro=micro, pairs=pairs)
+        batches = batches_of(0, world, micro, pairs=pairs)
+        counts = engine._count(batches)
         for micro_step, batch in enumerate(batches):
-            engine._micro_step(batch, 0, micro_step, len(batches), int(counts[0]))
+            engine._micro_step(batch, 0, micro_step, len(batches), counts)
         named = engine.engine.module.named_parameters()
         full = {name: safe_get_full_grad(p).double().clone() for name, p in named}
         if world.is_main:
-            torch.save(full, f"{arguments['output']}.grad-{world.world_size}-{stage}-{micro}.pt")
+            split = f"{world.world_size}-{stage}-{micro}{'-pairs' * pairs}"
+            torch.save(full, f"{arguments['output']}.grad-{split}.pt")
     return len(arguments["splits"])
+
+
+def ramp(arguments, world, device):
+    """Steps of differing numbers of micro-batches, with pairs: what each says, and at the end."""
+    result = {}
+    for stage, precision, configured in arguments["runs"]:
+        rows = configured * arguments["micro"] * world.world_size
+        engine = make_engine(
+            stage, world, device, arguments["micro"], Precision(precision), rows, pairs=True
+        )
+        steps = []
+        for step, micro_steps in enumerate(arguments["micro_steps"]):
+            step_rows = micro_steps * arguments["micro"] * world.world_size
+            batches = batches_of(step, world, arguments["micro"], step_rows, pairs=True)
+            steps.append(engine.train_step(batches, step, support.LR))
+        held_out = engine.held_out_sums(batches_of(1000, world, pairs=True))
+        result[f"{stage}-{precision}-{configured}"] = {
+            "loss": [s.loss for s in steps],
+            "nsp_loss": [s.nsp_loss for s in steps],
+            "nsp_accuracy": [s.nsp_accuracy for s in steps],
+            "grad_norm": [s.grad_norm for s in steps],
+            "counts": [(s.masked_tokens, s.pairs) for s in steps],
+            "applied": [s.applied for s in steps],
+            "held_out": vars(held_out),
+        }
+    return result
 
 
 class OneNumber(nn.Module):
@@ -120,41 +150,49 @@ def checkpoints(arguments, world, device):
     result = {}
     folder = Path(arguments["checkpoints"])
     for stage in arguments["save"]:
-        engine = make_engine(stage, world, device)
+        engine = make_engine(stage, world, device, pairs=True)
         for step in range(5):
-            engine.train_step(batches_of(step, world), step, support.LR)
+            engine.train_step(batches_of(step, world, pairs=True), step, support.LR)
         state = TrainState(step=5, next_row=40, optimizer_step=5).to_json({})
         engine.save(folder / f"stage{stage}", 5, state, "run_dir: x\n")
-        rest = [engine.train_step(batches_of(s, world), s, support.LR) for s in range(5, 10)]
-        result[f"saved{stage}"] = [s.loss for s in rest]
+        result[f"saved{stage}"] = _next_losses(engine, world)
     for source, stage in arguments["load"]:
-        engine = make_engine(stage, world, device)
+        engine = make_engine(stage, world, device, pairs=True)
         engine.load(open_checkpoint(folder / f"stage{source}" / "step_00000005"))
-        rest = [engine.train_step(batches_of(s, world), s, support.LR) for s in range(5, 10)]
-        result[f"{source}to{stage}"] = [s.loss for s in rest]
+        result[f"{source}to{stage}"] = _next_losses(engine, world)
     return result
+
+
+def _next_losses(engine, world):
+    steps = [
+        engine.train_step(batches_of(step, world, pairs=True), step, support.LR)
+        for step in range(5, 10)
+    ]
+    return [s.loss for s in steps] + [s.nsp_loss for s in steps]
 
 
 def bad_numbers(arguments, world, device):
     """A batch whose loss is not finite moves nothing, at every stage; the next one is as if alone."""
     result = {}
     for stage in arguments["stages"]:
-        poisoned, clean = make_engine(stage, world, device), make_engine(stage, world, device)
-        first = poisoned.train_step(batches_of(0, world), 0, support.LR)
-        clean.train_step(batches_of(0, world), 0, support.LR)
-        hook = poisoned.engine.module.layers[0].register_forward_hook(
-            lambda module, inputs, output: output * float("nan")
-        )
-        bad = poisoned.train_step(batches_of(1, world), 1, support.LR)
-        hook.remove()
-        left = poisoned.train_step(batches_of(2, world), 2, support.LR)
-        right = clean.train_step(batches_of(2, world), 2, support.LR)
-        result[stage] = [first.applied, bad.applied, left.applied, left.loss == right.loss]
+        poisoned, clean = (make_engine(stage, world, device, pairs=True) for _ in range(2))
+        batches = [batches_of(step, world, pairs=True) for step in range(4)]
+        applied = [poisoned.train_step(batches[0], 0, support.LR).applied]
+        clean.train_step(batches[0], 0, support.LR)
+        module = poisoned.engine.module
+        for step, part in ((1, module.layers[0]), (2, module.next_sentence)):
+            hook = part.register_forward_hook(lambda part, inputs, output: output * float("nan"))
+            applied.append(poisoned.train_step(batches[step], step, support.LR).applied)
+            hook.remove()
+        left = poisoned.train_step(batches[3], 3, support.LR)
+        right = clean.train_step(batches[3], 3, support.LR)
+        result[stage] = [*applied, left.applied, left.loss == right.loss]
     return result
 
 
 TASKS = {
-    task.__name__: task for task in (traces, gradients, small_gradients, checkpoints, bad_numbers)
+    task.__name__: task
+    for task in (traces, gradients, ramp, small_gradients, checkpoints, bad_numbers)
 }
 
 

@@ -20,7 +20,7 @@ from roberta_dist.checkpoint.reader import load_weights
 from roberta_dist.config.load import compose, to_yaml
 from roberta_dist.config.roots import PrepareConfig, PretrainConfig
 from roberta_dist.corpus.prepare import prepare
-from roberta_dist.track.names import DETERMINISTIC
+from roberta_dist.track.names import is_deterministic
 
 TINY = [
     "model.num_layers=2", "model.hidden_size=32", "model.ffn_size=64", "model.num_heads=2",
@@ -114,7 +114,7 @@ def metrics(run_dir: Path) -> list[dict[str, Any]]:
 def deterministic(run_dir: Path) -> list[dict[str, Any]]:
     """The columns that must not depend on when a run was killed."""
     return [
-        {key: value for key, value in line.items() if key in DETERMINISTIC}
+        {key: value for key, value in line.items() if is_deterministic(key)}
         for line in metrics(run_dir)
     ]
 

@@ -130,6 +130,24 @@ def test_the_folder_is_whole_and_alone(exported):
     assert config["architectures"] == ["RobertaForMaskedLM"]
 
 
+def test_a_next_sentence_head_is_left_out_and_told(
+    exported, tmp_path, weights, manifest, tokenizer_dir, caplog
+):
+    module = RobertaForPretraining(MODEL, KernelsConfig(), manifest.vocab_size, next_sentence=True)
+    init_weights(module, seed=1)
+    both = {name: value.numpy() for name, value in module.state_dict().items()} | weights
+    assert len(both) == len(weights) + 4
+    difference = export_weights(both, MODEL, manifest, tokenizer_dir, tmp_path / "export", {}, 1e-4)
+    assert difference <= 1e-4
+    told = [record.message for record in caplog.records if "next-sentence head" in record.message]
+    assert told == ["RobertaForMaskedLM has no next-sentence head: the trained one is left out"]
+    assert f"| next-sentence head | {told[0]} |" in (tmp_path / "export" / "README.md").read_text()
+    assert "next-sentence" not in (exported / "README.md").read_text()
+    files = (folder / "model.safetensors" for folder in (tmp_path / "export", exported))
+    left, right = (file.read_bytes() for file in files)
+    assert left == right
+
+
 @pytest.mark.parametrize("kept", [{"vocab.json", "merges.txt"}, {"tokenizer.json"}])
 @pytest.mark.parametrize("config_too", [True, False])
 def test_either_tokenizer_form_loads_alone(exported, tmp_path, kept, config_too, no_network):

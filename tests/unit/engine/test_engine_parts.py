@@ -29,6 +29,7 @@ def test_guard():
     assert is_finite(1.0, 2.0)
     assert not is_finite(float("nan"), 2.0)
     assert not is_finite(1.0, float("inf"))
+    assert not is_finite(1.0, float("nan"), 2.0)
     assert charge_skip(5, float("nan"), 1.0, (40, 48), skipped=0, budget=2) == 1
     with pytest.raises(NonFiniteError, match=r"step 5: loss=nan .* rows \[40, 48\)"):
         charge_skip(5, float("nan"), 1.0, (40, 48), skipped=2, budget=2)

@@ -7,7 +7,12 @@ import torch
 from roberta_dist.config.model import KernelsConfig, ModelConfig
 from roberta_dist.corpus.manifest import SpecialTokens
 from roberta_dist.errors import DataFault
-from roberta_dist.interop.huggingface import from_hf_state_dict, hf_config, to_hf_state_dict
+from roberta_dist.interop.huggingface import (
+    from_hf_state_dict,
+    has_next_sentence,
+    hf_config,
+    to_hf_state_dict,
+)
 from roberta_dist.model.encoder import RobertaForPretraining
 
 pytestmark = pytest.mark.unit
@@ -36,6 +41,34 @@ def test_there_and_back_is_the_same_bits(weights):
     back = from_hf_state_dict(to_hf_state_dict(weights, MODEL, VOCAB), MODEL, VOCAB)
     assert back.keys() == weights.keys()
     assert all(np.array_equal(back[name], weights[name]) for name in weights)
+
+
+def next_sentence_head():
+    with torch.device("meta"):
+        module = RobertaForPretraining(MODEL, KernelsConfig(), VOCAB, next_sentence=True)
+    head = {n: p for n, p in module.named_parameters() if n.startswith("next_sentence.")}
+    assert len(head) == 4
+    return {name: np.ones(tuple(p.shape), np.float32) for name, p in head.items()}
+
+
+def test_a_next_sentence_head_is_left_out(weights):
+    head = next_sentence_head()
+    assert has_next_sentence(weights | head) and not has_next_sentence(weights)
+    left, right = (to_hf_state_dict(w, MODEL, VOCAB) for w in (weights, weights | head))
+    assert left.keys() == right.keys()
+    assert all(np.array_equal(left[name], right[name]) for name in left)
+
+
+@pytest.mark.parametrize("name", next_sentence_head())
+def test_a_next_sentence_head_is_whole_or_absent(weights, name):
+    head = next_sentence_head()
+    with pytest.raises(DataFault, match=f"{name} has shape"):
+        to_hf_state_dict(weights | head | {name: np.zeros((3, 3))}, MODEL, VOCAB)
+    part = {n: value for n, value in head.items() if n != name}
+    with pytest.raises(DataFault, match=f"{name} is missing|unknown weights"):
+        to_hf_state_dict(weights | part, MODEL, VOCAB)
+    with pytest.raises(DataFault, match=r"unknown weights, the first next_sentence\.scale"):
+        to_hf_state_dict(weights | head | {"next_sentence.scale": np.zeros(1)}, MODEL, VOCAB)
 
 
 def test_the_vocabulary_s_padding_does_not_leave(weights):

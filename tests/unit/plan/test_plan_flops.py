@@ -20,10 +20,11 @@ def sizes(name):
     return load_yaml(ModelConfig, conf_dir() / "model" / f"{name}.yaml")
 
 
-def meta_batch(lengths, masked):
+def meta_batch(lengths, masked, pairs=False):
     """Shapes without data; the padding plan of unequal rows needs their values, so equal ones."""
     tokens = sum(lengths)
-    return {
+    labels = {"nsp_labels_R": torch.zeros(len(lengths), dtype=torch.long, device="meta")}
+    return (labels if pairs else {}) | {
         "tokens_T": torch.zeros(tokens, dtype=torch.long, device="meta"),
         "positions_T": torch.zeros(tokens, dtype=torch.long, device="meta"),
         "cu_seqlens": torch.zeros(len(lengths) + 1, dtype=torch.int32, device="meta"),
@@ -37,7 +38,7 @@ def counted(module, batch):
     """(forward, forward and backward) as torch counts them; math attention recomputes nothing."""
     with sdpa_kernel(SDPBackend.MATH):
         with FlopCounterMode(display=False) as forward:
-            loss = module(**batch)
+            loss = module(**batch).sum()
         with FlopCounterMode(display=False) as backward:
             loss.backward()
     return forward.get_total_flops(), forward.get_total_flops() + backward.get_total_flops()
@@ -52,6 +53,22 @@ def test_flops_are_torch_s_within_one_percent(name, lengths, masked):
     forward, training = counted(module, meta_batch(lengths, masked))
     assert forward_flops(model, VOCAB, lengths, masked) == pytest.approx(forward, rel=0.01)
     assert training_flops(model, VOCAB, lengths, masked) == pytest.approx(training, rel=0.01)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_flops_of_the_next_sentence_head_are_torch_s(name):
+    """Exactly: it is too small a part of the whole to be held to 1 % of it."""
+    model, lengths = sizes(name), (128,) * 4
+    found = []
+    for pairs in (False, True):
+        with torch.device("meta"):
+            module = RobertaForPretraining(model, KernelsConfig(), VOCAB, pairs)
+        found.append(counted(module, meta_batch(lengths, 77, pairs)))
+    for count, (without, with_pairs) in zip(
+        (forward_flops, training_flops), zip(*found, strict=True), strict=True
+    ):
+        alone = count(model, VOCAB, lengths, 77, True, True) - count(model, VOCAB, lengths, 77)
+        assert alone == with_pairs - without > 0
 
 
 def test_padded_rows_cost_what_the_longest_costs():
@@ -79,13 +96,14 @@ def test_a_step_without_rows_costs_nothing():
     assert training_flops(sizes("base"), VOCAB, (), 0) == 0
 
 
+@pytest.mark.parametrize("pairs", [False, True])
 @pytest.mark.parametrize("name", SIZES)
-def test_parameters_are_the_module_s(name):
+def test_parameters_are_the_module_s(name, pairs):
     model = sizes(name)
     with torch.device("meta"):
-        module = RobertaForPretraining(model, KernelsConfig(), VOCAB)
+        module = RobertaForPretraining(model, KernelsConfig(), VOCAB, pairs)
     found = sum(parameter.numel() for parameter in module.parameters())
-    assert parameter_count(model, padded_vocabulary(VOCAB)) == found
+    assert parameter_count(model, padded_vocabulary(VOCAB), pairs) == found
 
 
 def test_roberta_s_published_sizes():

@@ -13,7 +13,7 @@ import pytest
 from roberta_dist.config.load import to_yaml
 from roberta_dist.config.roots import PretrainConfig, ReportConfig
 from roberta_dist.errors import ConfigError, DataFault
-from roberta_dist.report.picture import STEP_PARTS, draw, headline, smooth
+from roberta_dist.report.picture import STEP_PARTS, changes, draw, headline, smooth
 from roberta_dist.report.read import read_run
 from roberta_dist.report.run import report
 
@@ -143,3 +143,26 @@ def test_the_time_of_a_step_is_shown_by_its_parts(run_dir):
     compute, optimizer, data_wait = areas() - without
     assert compute / optimizer == pytest.approx(4, rel=0.1)
     assert data_wait / optimizer == pytest.approx(2, rel=0.1)
+
+
+def test_pairs_mixtures_and_schedules_are_drawn_where_a_run_has_them(run_dir):
+    plain = draw(read_run(run_dir))
+    assert "next sentence" not in headline(read_run(run_dir))
+    rows = [json.loads(line) for line in metrics(range(1, 11), evaluated=(5, 10))]
+    for row in rows:
+        if "loss" in row:
+            phase = {"sequence_length": 128 if row["step"] < 6 else 512}
+            row |= phase | {"nsp_loss": 0.6, "nsp_accuracy": 0.75, "quarantined_packs": 2}
+            row["global_batch_size"] = 8 * row["step"]
+        else:
+            row |= {"eval_loss/wiki": 7.0, "eval_loss/law": 9.0, "eval_nsp_accuracy": 0.7}
+    (run_dir / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    run = read_run(run_dir)
+    assert "next sentence 75.0% right · damaged packs left out: 2" in headline(run)
+    assert run.held_out["eval_loss/wiki"].tolist() == [7.0, 7.0]
+    assert draw(run) != plain
+
+
+def test_a_change_is_where_a_value_differs_from_the_last_known_one():
+    assert changes(np.array([8.0, 8.0, np.nan, 8.0, 16.0, np.nan, 32.0, 32.0])) == [4, 6]
+    assert changes(np.empty(0)) == changes(np.array([5.0])) == []

@@ -10,7 +10,7 @@ import pytest
 
 from roberta_dist.config.watch import TrackConfig, WandbMode
 from roberta_dist.errors import StorageError
-from roberta_dist.track.names import DETERMINISTIC, METRICS
+from roberta_dist.track.names import DETERMINISTIC, METRICS, is_deterministic
 from roberta_dist.track.sinks import (
     JsonlSink,
     ProgressSink,
@@ -31,6 +31,12 @@ def lines(path):
 
 def test_every_deterministic_column_has_a_meaning():
     assert set(METRICS) > DETERMINISTIC
+
+
+def test_losses_of_corpora_are_deterministic_and_times_are_not():
+    assert all(map(is_deterministic, DETERMINISTIC))
+    assert is_deterministic("eval_loss/wiki") and is_deterministic("nsp_accuracy")
+    assert not any(map(is_deterministic, ("step_time_s", "mfu", "eval_losses", "eval_time_s")))
 
 
 def test_a_line_is_on_disk_before_the_sink_is_closed(tmp_path):
