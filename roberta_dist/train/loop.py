@@ -19,6 +19,7 @@ from roberta_dist.optim.schedule import learning_rate
 from roberta_dist.runtime.signals import StopRequest
 from roberta_dist.stream.batch import Batch
 from roberta_dist.stream.measure import Sums
+from roberta_dist.track.names import CORPUS_LOSS
 from roberta_dist.track.sinks import Tracker
 from roberta_dist.train.build import Run
 from roberta_dist.train.feed import Feed
@@ -97,8 +98,20 @@ class Loop:
     def _step(self, batches: list[Batch], began: float, data_wait: float) -> None:
         lr = learning_rate(self.state.step, self.config.optim.lr, self.config.schedule)
         result = self.run.engine.train_step(batches, self.state.step, lr)
+        columns = {**self._batch_columns(), "lr": lr, "data_wait_s": data_wait}
         self._account(result)
-        self._log(result, lr, batches, data_wait, time.perf_counter() - began)
+        self._log(result, columns, batches, time.perf_counter() - began)
+
+    def _batch_columns(self) -> dict[str, float]:
+        """What only runs write whose batches change, or that lost a pack."""
+        columns: dict[str, float] = {}
+        plan, row = self.run.stream.plan, self.state.next_row
+        if len(plan.segments) > 1:
+            columns["global_batch_size"] = plan.batch_rows(row)
+            columns["sequence_length"] = plan.at(row).sequence_length
+        if self.state.quarantine.entries:
+            columns["quarantined_packs"] = len(self.state.quarantine.entries)
+        return columns
 
     def _account(self, result: StepResult) -> None:
         state = self.state
@@ -121,7 +134,7 @@ class Loop:
             self.state = replace(moved, skipped=skipped)
 
     def _log(
-        self, result: StepResult, lr: float, batches: list[Batch], data_wait: float, took: float
+        self, result: StepResult, columns: dict[str, float], batches: list[Batch], took: float
     ) -> None:
         if self.state.step % self.config.track.log_every or not self.run.world.is_main:
             return
@@ -133,16 +146,15 @@ class Loop:
                 "next_row": self.state.next_row,
                 "loss": result.loss,
                 "masked_tokens": result.masked_tokens,
-                "lr": lr,
                 "grad_norm": result.grad_norm,
                 **(pairs if result.pairs else {}),
+                **columns,
                 "skipped": self.state.skipped + self.state.empty,
                 "save_failures": self.save_failures,
                 "epoch": self.run.stream.order.epochs(self.state.next_row),
                 "tokens_per_s": result.tokens / took,
                 "mfu": flops / took / self.matrix_rate,
                 "step_time_s": took,
-                "data_wait_s": data_wait,
                 "compute_s": result.compute_s,
                 "optimizer_s": result.optimizer_s,
                 "memory_mib": memory_mib(self.run.device),
@@ -160,7 +172,7 @@ class Loop:
             sums = self.run.engine.held_out_sums(corpus.batches(self.run.world))
             total += sums
             if len(held_out) > 1:
-                metrics[f"eval_loss/{corpus.name}"] = sums.loss
+                metrics[CORPUS_LOSS + corpus.name] = sums.loss
             LOGGER.info(
                 "step %d: held-out loss of %s %.4f nats, perplexity %.1f (unigram entropy %.4f)",
                 *(self.state.step, corpus.name, sums.loss, math.exp(min(sums.loss, 700.0))),
