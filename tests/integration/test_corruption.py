@@ -13,6 +13,7 @@ from corruption import KINDS, build_split, corrupt, run, summary
 
 from roberta_dist.corpus.manifest import Manifest, read_manifest, write_manifest
 from roberta_dist.errors import DataFault
+from roberta_dist.stream.packs import check_disjoint
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "verify_shards.py"
 
@@ -102,3 +103,11 @@ def test_a_shard_name_that_leads_elsewhere_is_refused(corpus, name):
     path.write_text(json.dumps(values))
     with pytest.raises(DataFault, match="is not a plain file name"):
         read_manifest(corpus / "train")
+
+
+def test_a_shard_in_both_splits_is_refused(corpus):
+    train, held_out = (read_manifest(corpus / split) for split in ("train", "held_out"))
+    check_disjoint(train, held_out)
+    both = Manifest(**{**vars(held_out), "shards": (held_out.shards[0], train.shards[2])})
+    with pytest.raises(DataFault, match=r"held_out: shard-000002\.tar also in .*train"):
+        check_disjoint(train, both)

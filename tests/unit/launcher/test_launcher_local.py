@@ -138,3 +138,10 @@ def test_a_run_folder_that_cannot_be_made(config, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match="file"):
         local.launch(replace(config, run_dir=str(tmp_path / "file" / "run")))
+
+
+@pytest.mark.parametrize("path", ["s3://bucket/mine", "https://host/mine", "pipe:cat /mine/{}"])
+def test_a_remote_corpus_keeps_its_path(config, path):
+    remote = replace(config, run_dir="run", data=DataConfig(path=path))
+    made = local.with_absolute_paths(remote)
+    assert made.data.path == path and Path(made.run_dir).is_absolute()
