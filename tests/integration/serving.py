@@ -39,7 +39,7 @@ class Faults:
 
     `drop`: the body stops halfway and the connection is reset. `short`: a complete answer that is
     half of what was asked for. `busy`: 503. `flip`: a bit of the body is another. `whole`: 200 with
-    the whole file instead of the range.
+    the whole file instead of the range. `hang`: no answer for three seconds.
     """
 
     ahead: list[str] = field(default_factory=list)
@@ -103,6 +103,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, with_body: bool) -> None:
         fault = self.server.faults.next(self.command, self.path)
         path = self.server.folder / self.path.lstrip("/")
+        if fault == "hang":
+            time.sleep(3.0)
         if fault == "busy":
             return self._refuse(503)
         if "forbidden" in self.path:

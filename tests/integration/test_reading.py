@@ -133,6 +133,14 @@ def test_a_passing_failure_changes_nothing(corpus, server, tmp_path, caplog, fau
     assert len(caplog.records) == len([fault for fault in faults if fault != "flip"])
 
 
+def test_a_server_that_falls_silent_is_asked_again(corpus, server, tmp_path):
+    manifest = train(server, tmp_path, retry_s=1.5)  # also how long silence is borne
+    server.faults.ahead += ["hang"]
+    data = PackReader(manifest).read(3).tokens
+    assert data.tolist() == PackReader(read_manifest(corpus / "train")).read(3).tokens.tolist()
+    assert [method for method, _ in server.faults.requests[-2:]] == ["GET", "GET"]
+
+
 def test_a_server_that_comes_back_in_time_changes_nothing(corpus, tmp_path):
     port = free_port()
     with http_server(corpus, port) as first:
