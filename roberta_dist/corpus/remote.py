@@ -12,8 +12,9 @@ from aiohttp import ClientResponseError, ClientTimeout
 
 from roberta_dist.corpus.cache import ContentCache, WrongContent
 from roberta_dist.corpus.retry import is_permanent, with_retries
-from roberta_dist.corpus.storage import Content, Fingerprint, ReadOptions, Store, shown
+from roberta_dist.corpus.storage import Content, Fingerprint, ReadOptions, Store
 from roberta_dist.errors import ConfigError
+from roberta_dist.runtime.remote_path import shown
 from roberta_dist.units import MIB
 
 T = TypeVar("T")

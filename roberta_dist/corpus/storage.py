@@ -14,7 +14,6 @@ user name, password or query string of a URL is part of it.
 from __future__ import annotations
 
 import os
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -26,8 +25,6 @@ from roberta_dist.runtime.files import file_sha256
 from roberta_dist.units import GIB
 
 T = TypeVar("T")
-USER_INFO = re.compile(r"(?<=://)[^/@\s'\"]*@")
-_QUERY = re.compile(r"(://[^\s?'\"]*)\?[^\s'\")]*")
 
 
 @dataclass(frozen=True)
@@ -205,8 +202,3 @@ class LocalStore(Store):
 
     def _patiently(self, read: Callable[[], T], name: str) -> T:
         return with_retries(read, self.where(name), self.options.retry_s)
-
-
-def shown(text: str) -> str:
-    """`text` without the user names, passwords and query strings of the URLs in it."""
-    return _QUERY.sub(r"\1", USER_INFO.sub("", text))

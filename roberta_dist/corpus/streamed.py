@@ -14,8 +14,9 @@ from typing import BinaryIO, TypeVar
 
 from roberta_dist.corpus.cache import ContentCache, WrongContent
 from roberta_dist.corpus.retry import with_retries
-from roberta_dist.corpus.storage import Content, Fingerprint, ReadOptions, Store, shown
+from roberta_dist.corpus.storage import Content, Fingerprint, ReadOptions, Store
 from roberta_dist.errors import StorageError
+from roberta_dist.runtime.remote_path import shown
 from roberta_dist.units import MIB, human_bytes
 
 LOGGER = logging.getLogger(__name__)

@@ -26,7 +26,8 @@ from roberta_dist.launcher.machine import (
     worker_script,
 )
 from roberta_dist.launcher.processes import Interrupts, ProcessGroup
-from roberta_dist.runtime.files import atomic_write, is_remote
+from roberta_dist.runtime.files import atomic_write
+from roberta_dist.runtime.remote_path import is_remote, refuse_secrets
 from roberta_dist.runtime.rundir import RunPaths, is_done, next_attempt
 
 POLL_S = 0.2
@@ -52,8 +53,8 @@ def launch(config: PretrainConfig) -> int:
     if is_done(paths, config.schedule.max_steps):
         _say(f"{paths.root}: already complete")
         return 0
-    if not is_remote(config.data.path):  # the workers know how to reach the others
-        check_corpus(Path(config.data.path))
+    for path in config.data.locations.values():
+        check_corpus(path)
     devices = find_devices(os.environ)
     workers = worker_count(config.cluster.workers_per_node, devices)
     attempt = next_attempt(paths)
@@ -75,21 +76,33 @@ def launch(config: PretrainConfig) -> int:
 
 
 def with_absolute_paths(config: PretrainConfig) -> PretrainConfig:
-    """`run_dir` and a local `data.path` as every process sees them, wherever it starts."""
+    """`run_dir` and local corpora as every process sees them, wherever it starts."""
     run_dir = Path(config.run_dir).expanduser().absolute()
-    config = replace(config, run_dir=str(run_dir))
-    if is_remote(config.data.path):
-        return config
-    data_path = Path(config.data.path).expanduser().absolute()
-    return replace(config, data=replace(config.data, path=str(data_path)))
+    corpora = config.data.corpora
+    data = replace(
+        config.data,
+        path=_absolute(config.data.path),
+        corpora=corpora and {name: _absolute(path) for name, path in corpora.items()},
+    )
+    return replace(config, run_dir=str(run_dir), data=data)
 
 
-def check_corpus(folder: Path) -> None:
-    """Raise ConfigError unless `folder` holds a prepared corpus."""
-    if not (folder / "train" / "manifest.json").is_file():
+def _absolute(path: str) -> str:
+    return path if is_remote(path) else str(Path(path).expanduser().absolute())
+
+
+def check_corpus(path: str) -> None:
+    """Refuse what is no corpus before anything is written; the workers look at remote ones.
+
+    Raises:
+        ConfigError: a folder without a prepared corpus, or a path that carries a secret.
+    """
+    if is_remote(path):
+        refuse_secrets(path)
+    elif not (Path(path) / "train" / "manifest.json").is_file():
         raise ConfigError(
-            f"data.path={folder}: no prepared corpus there (train/manifest.json is missing)",
-            f"run `roberta-dist prepare output={folder}`, or give the folder that it wrote",
+            f"data.path={path}: no prepared corpus there (train/manifest.json is missing)",
+            f"run `roberta-dist prepare output={path}`, or give the folder that it wrote",
         )
 
 

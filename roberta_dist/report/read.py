@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from roberta_dist.config.load import load_yaml
 from roberta_dist.config.roots import PretrainConfig
 from roberta_dist.errors import ConfigError, DataFault
-from roberta_dist.runtime.files import is_remote
+from roberta_dist.runtime.remote_path import is_remote
 from roberta_dist.runtime.rundir import RunPaths
 
 Column = NDArray[np.float64]
@@ -65,7 +65,7 @@ def read_run(run_dir: Path) -> RunData:
         environment=_read_json(paths.environment_json) or {},
         training=training,
         held_out=columns([row for row in rows if "eval_loss" in row]),
-        unigram_entropy=_held_out_entropy(config.data.path),
+        unigram_entropy=_held_out_entropy(config.data.locations),
     )
 
 
@@ -99,8 +99,10 @@ def columns(rows: list[dict[str, Any]]) -> dict[str, Column]:
     }
 
 
-def _held_out_entropy(corpus: str) -> float | None:
-    if is_remote(corpus):  # a report reads files of this machine only
+def _held_out_entropy(corpora: dict[str, str]) -> float | None:
+    """Of a single corpus on this machine: several have no common one, and others are not read."""
+    corpus = next(iter(corpora.values()))
+    if len(corpora) > 1 or is_remote(corpus):
         return None
     manifest = _read_json(Path(corpus) / "held_out" / "manifest.json")
     return float(manifest["unigram_entropy"]) if manifest else None

@@ -14,11 +14,6 @@ from typing import Any, BinaryIO
 from roberta_dist.errors import StorageError
 
 
-def is_remote(path: str) -> bool:
-    """Whether a corpus path is no folder of this machine: a URL, a command, or one with `{}`."""
-    return "://" in path or "{}" in path or path.startswith("pipe:")
-
-
 def fsync_folder(folder: Path) -> None:
     """Make renames inside `folder` durable."""
     descriptor = os.open(folder, os.O_RDONLY)

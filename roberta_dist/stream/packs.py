@@ -52,6 +52,21 @@ def check_shards(manifest: Manifest, rank: int = 0, world_size: int = 1) -> None
         raise DataFault("\n  ".join(found), "restore the shards, or prepare the corpus again")
 
 
+def check_disjoint(train: Manifest, held_out: Manifest) -> None:
+    """Refuse a held-out loss measured on text that was trained on.
+
+    Raises:
+        DataFault: a shard of the same content is in both splits.
+    """
+    trained = {shard.sha256 for shard in train.shards}
+    shared = [shard.name for shard in held_out.shards if shard.sha256 in trained]
+    if shared:
+        raise DataFault(
+            f"{held_out.store.where()}: {', '.join(shared)} also in {train.store.where()}",
+            "prepare the corpus again: its held-out text is training text",
+        )
+
+
 class PackReader:
     """Reads packs of one split by range; safe to call from several threads.
 

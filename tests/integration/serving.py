@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -39,7 +39,7 @@ class Faults:
 
     `drop`: the body stops halfway and the connection is reset. `short`: a complete answer that is
     half of what was asked for. `busy`: 503. `flip`: a bit of the body is another. `whole`: 200 with
-    the whole file instead of the range.
+    the whole file instead of the range. `hang`: no answer for three seconds.
     """
 
     ahead: list[str] = field(default_factory=list)
@@ -59,8 +59,16 @@ class RangeServer(ThreadingHTTPServer):
     allow_reuse_address = True
     request_queue_size = 128
 
-    def __init__(self, folder: Path, port: int = 0, faults: Faults | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        port: int = 0,
+        faults: Faults | None = None,
+        cuts: dict[str, int] | None = None,
+    ) -> None:
         self.folder = folder
+        self.cuts = cuts or {}
+        self.handlers: set[_Handler] = set()
         self.faults = faults or Faults()
         super().__init__(("127.0.0.1", port), _Handler)
 
@@ -68,10 +76,20 @@ class RangeServer(ThreadingHTTPServer):
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"
 
+    def close_all(self) -> None:
+        """End connections that clients keep open, as a killed server does."""
+        for handler in list(self.handlers):
+            with suppress(OSError):
+                handler.connection.shutdown(socket.SHUT_RDWR)
+
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: RangeServer
+
+    def setup(self) -> None:
+        super().setup()
+        self.server.handlers.add(self)
 
     def log_message(self, *arguments: object) -> None:
         pass
@@ -85,6 +103,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, with_body: bool) -> None:
         fault = self.server.faults.next(self.command, self.path)
         path = self.server.folder / self.path.lstrip("/")
+        if fault == "hang":
+            time.sleep(3.0)
         if fault == "busy":
             return self._refuse(503)
         if "forbidden" in self.path:
@@ -94,7 +114,7 @@ class _Handler(BaseHTTPRequestHandler):
         data = path.read_bytes()
         etag = hashlib.md5(data).hexdigest()
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
-        status, total = 200, len(data)
+        status, total, first = 200, len(data), 0
         if wanted and fault != "whole":
             first, last = int(wanted[1]), int(wanted[2] or total - 1)
             if first >= total:
@@ -108,8 +128,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(data)))
         self.send_header("ETag", f'"{etag}"')
         self.end_headers()
-        if fault == "drop":
-            self.wfile.write(data[: len(data) // 2])
+        cut = self.server.cuts.get(self.path, first + len(data)) - first
+        kept = len(data) // 2 if fault == "drop" else max(0, cut)
+        if with_body and kept < len(data):
+            self.wfile.write(data[:kept])
             self.wfile.flush()
             self.close_connection = True
             self.connection.shutdown(socket.SHUT_RDWR)
@@ -123,9 +145,14 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def http_server(folder: Path, port: int = 0, faults: Faults | None = None) -> Iterator[RangeServer]:
-    """A server in this process."""
-    with RangeServer(folder, port, faults) as server:
+def http_server(
+    folder: Path,
+    port: int = 0,
+    faults: Faults | None = None,
+    cuts: dict[str, int] | None = None,
+) -> Iterator[RangeServer]:
+    """A server in this process; `cuts`: path → byte of the file after which no body goes on."""
+    with RangeServer(folder, port, faults, cuts) as server:
         thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         try:

@@ -16,9 +16,9 @@ import pytest
 from roberta_dist.corpus.cache import ContentCache, WrongContent
 from roberta_dist.corpus.opening import open_store
 from roberta_dist.corpus.retry import with_retries
-from roberta_dist.corpus.storage import Content, LocalStore, ReadOptions, shown
+from roberta_dist.corpus.storage import Content, LocalStore, ReadOptions
 from roberta_dist.errors import ConfigError
-from roberta_dist.runtime.files import is_remote
+from roberta_dist.runtime.remote_path import is_remote, shown
 from roberta_dist.units import GIB
 
 pytestmark = pytest.mark.unit
@@ -54,6 +54,7 @@ def test_a_folder_is_local(path):
         "https://host/mine/{}?sig=hunter2",
         "s3://key:hunter2@bucket/mine",
         "pipe:curl -sf https://me:hunter2@host/mine/{}",
+        "pipe:curl -sf 'https://host/mine/{}?se=2030&sig=hunter2'",
     ],
 )
 def test_a_secret_in_a_path_is_refused_and_not_repeated(path):
@@ -63,7 +64,11 @@ def test_a_secret_in_a_path_is_refused_and_not_repeated(path):
 
 
 def test_a_variable_in_a_command_is_no_secret(tmp_path):
-    for command in ('curl "https://host/{}?$SIGNATURE"', "curl https://$USER:$PASSWORD@host/{}"):
+    for command in (
+        'curl "https://host/{}?$SIGNATURE"',
+        'curl "https://host/{}?sig=$SIG"',
+        "curl https://$USER:$PASSWORD@host/{}",
+    ):
         store = open_store(f"pipe:{command}", options(tmp_path))
         assert store.child("train").where("shard-0.tar") == "pipe:curl … train/shard-0.tar"
 

@@ -138,3 +138,25 @@ def test_a_run_folder_that_cannot_be_made(config, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match="file"):
         local.launch(replace(config, run_dir=str(tmp_path / "file" / "run")))
+
+
+@pytest.mark.parametrize("path", ["s3://bucket/mine", "https://host/mine", "pipe:cat /mine/{}"])
+def test_a_remote_corpus_keeps_its_path(config, path):
+    data = DataConfig(path=path, corpora={"far": path, "near": "corpora/mine"})
+    made = local.with_absolute_paths(replace(config, run_dir="run", data=data))
+    assert made.data.path == made.data.corpora["far"] == path
+    assert Path(made.run_dir).is_absolute() and Path(made.data.corpora["near"]).is_absolute()
+
+
+def test_every_corpus_of_a_mixture_is_looked_at(config):
+    there = config.data.path
+    data = DataConfig(path="/none", corpora={"there": there, "gone": "/gone"})
+    with pytest.raises(ConfigError, match=r"data\.path=/gone: no prepared corpus there"):
+        local.launch(replace(config, data=data))
+
+
+def test_a_secret_in_a_path_is_refused_before_it_is_written(config):
+    data = DataConfig(path="https://me:hunter2@host/mine")
+    with pytest.raises(ConfigError, match="carries a user name") as caught:
+        local.launch(replace(config, data=data))
+    assert "hunter2" not in str(caught.value) and not Path(config.run_dir).exists()
