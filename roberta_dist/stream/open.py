@@ -17,7 +17,6 @@ from roberta_dist.stream.corpora import open_corpus, open_rule
 from roberta_dist.stream.counts import BlockCounts
 from roberta_dist.stream.masking import MaskRule
 from roberta_dist.stream.order import PLAN_VERSION, Order, Shuffle, derive_shuffle
-from roberta_dist.stream.packs import check_shards
 from roberta_dist.stream.plan import Plan, Weights, make_plan
 from roberta_dist.stream.rows import RowOrder
 from roberta_dist.units import MIB
@@ -133,15 +132,13 @@ def open_stream(
 
     Raises:
         ConfigError: not a prepared corpus, too little of it, or corpora of different tokenizers.
-        DataFault: a shard is missing or has another size.
+        DataFault: an index is damaged.
     """
     manifests = {
         name: open_manifest(open_corpus(path, data).child("train"))
         for name, path in data.locations.items()
     }
     _check_one_tokenizer(manifests)
-    for manifest in manifests.values():
-        check_shards(manifest)
     counts = BlockCounts(tuple(manifests.values()), data.format, progress)
     plan = make_plan(
         data,

@@ -137,6 +137,13 @@ def _announce(run: Run) -> None:
             *(corpus.name, human_count(corpus.manifest.tokens), len(corpus.manifest.packs)),
             *(corpus.shuffle.lanes, corpus.shuffle.window),
         )
+    splits = {(c.manifest.held_out_salt, c.manifest.held_out_fraction) for c in stream.corpora}
+    if len(splits) > 1:
+        LOGGER.warning(
+            "the corpora were split by different salts or fractions (%s): held-out text of one may be "
+            "training text of another; prepare them with the same corpus.held_out_salt and _fraction",
+            ", ".join(f"{salt} {fraction}" for salt, fraction in sorted(splits)),
+        )
     step, row = run.resume.state.step, run.resume.state.next_row
     rows = stream.plan.batch_rows(row)
     LOGGER.info("from step %d (row %d): %d rows a step", step, row, rows)
