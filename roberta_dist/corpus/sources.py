@@ -9,9 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from roberta_dist.config.corpus import CorpusConfig, DocumentUnit, Source
+from roberta_dist.corpus.arrow import (
+    PARQUET_SUFFIXES,
+    find_datasets,
+    read_arrow,
+    read_parquet,
+    row_group_bytes,
+)
 from roberta_dist.corpus.docstrings import find_documentation, read_documentation
 from roberta_dist.corpus.document import Document, cut_document
 from roberta_dist.corpus.files import COMPRESSED_SUFFIXES, find_files
+from roberta_dist.corpus.tables import CSV_SUFFIXES, read_csv
+from roberta_dist.corpus.tars import TAR_SUFFIXES, read_tar
 from roberta_dist.corpus.text import JSONL_SUFFIXES, read_jsonl, read_text
 from roberta_dist.units import MIB
 
@@ -20,6 +29,13 @@ DOCSTRINGS_TEXT_BYTES = 32 * MIB
 COMPRESSION = 4
 UNIT_BYTES = 256 * MIB
 """Where large files of lines are cut; fixed, so that it does not depend on who reads them."""
+_SUFFIXES = {
+    Source.jsonl: JSONL_SUFFIXES,
+    Source.csv: CSV_SUFFIXES,
+    Source.parquet: PARQUET_SUFFIXES,
+    Source.webdataset: TAR_SUFFIXES,
+}
+"""What is taken from folders."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +46,10 @@ class Unit:
         number: place in source order.
         name: of the file; no machine path for the embedded source.
         path: the file.
-        start: first byte, for files of lines; the lines that start in [start, end) belong to it.
-        end: one past the last; None: the unit is the whole file.
-        size: bytes on disk, for progress.
+        start: first byte, for files of lines, whose lines that start in [start, end) belong to the
+            unit; first row group, for parquet.
+        end: one past the last; None: to the end of the file.
+        size: bytes on disk, or of uncompressed text for parquet: for progress.
     """
 
     number: int
@@ -79,32 +96,42 @@ def read_unit(config: CorpusConfig, unit: Unit) -> Iterator[Document]:
         DataFault: a file that cannot be read, or a record that is not what it should be.
     """
     limit = int(config.max_document_mib * MIB)
+    path, start, end = unit.path, unit.start, unit.end
     if config.source is Source.docstrings:
-        for document in read_documentation((unit.name, unit.path)):
-            yield from cut_document(document, limit)
-    elif config.source is Source.jsonl:
-        yield from read_jsonl(
-            unit.path, config.text_field, config.language_field, limit, unit.start, unit.end
+        return (
+            part
+            for document in read_documentation((unit.name, path))
+            for part in cut_document(document, limit)
         )
-    else:
-        yield from read_text(unit.path, config.document, limit, unit.start, unit.end)
+    if config.source is Source.jsonl:
+        return read_jsonl(path, config.text_field, config.language_field, limit, start, end)
+    if config.source is Source.csv:
+        return read_csv(path, config, limit)
+    if config.source is Source.parquet:
+        return read_parquet(path, config, limit, start, end)
+    if config.source is Source.hf_dataset:
+        return read_arrow(path, config, limit)
+    if config.source is Source.webdataset:
+        return read_tar(path, config, limit)
+    return read_text(path, config.document, limit, start, end)
 
 
 def open_source(config: CorpusConfig) -> SourceFiles:
-    """Find the files; nothing is read yet.
+    """Find the files; nothing is read yet but the footers of parquet files.
 
     Raises:
-        ConfigError: a path that matches no file.
+        ConfigError: a path that matches no file, or a missing library.
+        DataFault: a parquet file without footer or column, a damaged dataset folder.
     """
     found = _find(config)
     files = tuple((name, path, path.stat().st_size) for name, path in found)
     units = tuple(
-        Unit(number, *part)
-        for number, part in enumerate(
-            part for name, path, size in files for part in _parts(config, name, path, size)
+        Unit(number, name, path, *part)
+        for number, (name, path, part) in enumerate(
+            (name, path, part) for name, path, size in files for part in _parts(config, path, size)
         )
     )
-    text_bytes = _estimate(config, files)
+    text_bytes = _estimate(config, units)
     if config.max_mib:
         text_bytes = min(text_bytes, config.max_mib * MIB)
     return SourceFiles(config, files, units, text_bytes)
@@ -113,29 +140,42 @@ def open_source(config: CorpusConfig) -> SourceFiles:
 def _find(config: CorpusConfig) -> list[tuple[str, Path]]:
     if config.source is Source.docstrings:
         return find_documentation()
-    suffixes = JSONL_SUFFIXES if config.source is Source.jsonl else ()
+    if config.source is Source.hf_dataset:
+        return [(str(path), path) for path in find_datasets(config.paths, config.split)]
+    suffixes = _SUFFIXES.get(config.source, ())
     return [(str(path), path) for path in find_files(config.paths, suffixes)]
 
 
-def _parts(
-    config: CorpusConfig, name: str, path: Path, size: int
-) -> Iterator[tuple[str, Path, int, int | None, int]]:
-    """(name, path, start, end, size) of the units of one file."""
+def _parts(config: CorpusConfig, path: Path, size: int) -> Iterator[tuple[int, int | None, int]]:
+    """(start, end, size) of the units of one file."""
     by_line = config.source is Source.jsonl or (
         config.source is Source.text and config.document is DocumentUnit.line
     )
-    if not by_line or size <= UNIT_BYTES or name.lower().endswith(COMPRESSED_SUFFIXES):
-        yield name, path, 0, None, size
-        return
-    for start in range(0, size, UNIT_BYTES):
-        end = min(size, start + UNIT_BYTES)
-        yield name, path, start, end, end - start
+    if config.source is Source.parquet:
+        yield from _row_groups(row_group_bytes(path, config.text_field))
+    elif by_line and size > UNIT_BYTES and not _compressed(path):
+        for start in range(0, size, UNIT_BYTES):
+            end = min(size, start + UNIT_BYTES)
+            yield start, end, end - start
+    else:
+        yield 0, None, size
 
 
-def _estimate(config: CorpusConfig, files: tuple[tuple[str, Path, int], ...]) -> float:
+def _row_groups(sizes: list[int]) -> Iterator[tuple[int, int | None, int]]:
+    """Runs of row groups of at least UNIT_BYTES of text, but for the last."""
+    start = size = 0
+    for group, more in enumerate(sizes):
+        size += more
+        if size >= UNIT_BYTES or group + 1 == len(sizes):
+            yield start, group + 1, size
+            start, size = group + 1, 0
+
+
+def _compressed(path: Path) -> bool:
+    return path.name.lower().endswith((*COMPRESSED_SUFFIXES, ".tgz"))
+
+
+def _estimate(config: CorpusConfig, units: tuple[Unit, ...]) -> float:
     if config.source is Source.docstrings:
         return DOCSTRINGS_TEXT_BYTES
-    return sum(
-        size * (COMPRESSION if name.lower().endswith(COMPRESSED_SUFFIXES) else 1)
-        for name, _, size in files
-    )
+    return sum(unit.size * (COMPRESSION if _compressed(unit.path) else 1) for unit in units)
