@@ -125,7 +125,7 @@ def test_every_document_comes_back_exactly_once(corpus: Path, texts: list[str]) 
         len(text.encode()) for text in texts
     )
     assert sorted(path.name for path in corpus.iterdir()) == [
-        "held_out", "prepare.json", "tokenizer", "train",
+        "corpus.html", "held_out", "prepare.json", "tokenizer", "train",
     ]  # fmt: skip
 
 
