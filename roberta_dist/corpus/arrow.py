@@ -22,7 +22,7 @@ from roberta_dist.units import MIB
 
 PARQUET_SUFFIXES = (".parquet", ".pq")
 BATCH_BYTES = 16 * MIB
-MAX_BATCH_ROWS = 4096
+MAX_BATCH_ROWS = 512
 _END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 
 

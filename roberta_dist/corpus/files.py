@@ -15,11 +15,12 @@ import zstandard
 
 from roberta_dist.corpus.document import CHUNK_BYTES
 from roberta_dist.errors import ConfigError, DataFault
-from roberta_dist.units import GIB, KIB, MIB, human_bytes
+from roberta_dist.units import KIB, MIB, human_bytes
 
 COMPRESSED_SUFFIXES = (".gz", ".zst")
-MAX_RECORD_BYTES = GIB
-"""A JSON line, table row or tar member must be held whole; a longer one is an error."""
+MAX_RECORD_BYTES = 256 * MIB
+"""A JSON line, table row or tar member must be held whole, about four times; a longer one is an
+error."""
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 

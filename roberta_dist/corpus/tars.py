@@ -94,6 +94,8 @@ def _from_json(
 
 def _members(path: Path) -> Iterator[tuple[str, bytes | None]]:
     """(name, contents) of every regular member; None for suffixes that are not read."""
+    if path.suffix.lower() == ".zst":
+        raise DataFault(f"{path}: a tar within zstandard is not read", "decompress the file")
     with read_errors(path), closing(open_binary(path)) as file:
         try:
             tar = tarfile.TarFile(fileobj=file, mode="r")
@@ -119,7 +121,7 @@ def _content(path: Path, file: BinaryIO, member: tarfile.TarInfo) -> bytes:
     if member.size > MAX_RECORD_BYTES:
         raise DataFault(
             f"{path}/{member.name}: {human_bytes(member.size)} in one member",
-            f"at most {human_bytes(MAX_RECORD_BYTES)} can be held: use smaller members",
+            f"at most {human_bytes(MAX_RECORD_BYTES)} can be held: use smaller members, or corpus=text",
         )
     file.seek(member.offset_data)
     content = file.read(member.size)

@@ -232,6 +232,23 @@ def test_webdataset_members(tmp_path: Path) -> None:
     assert [d.text for d in packed] == [d.text for d in found]
 
 
+def test_webdataset_in_zstandard_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar.zst"
+    path.write_bytes(zstandard.compress(tar(tmp_path / "a.tar", {"1.txt": b"x"}).read_bytes()))
+    with pytest.raises(DataFault, match=r"(?s)a\.tar\.zst.*decompress"):
+        documents("webdataset", path)
+
+
+def test_a_truncated_tar_in_gzip_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar.gz"
+    members = {f"{i}.txt": b"%d" % i * 5000 for i in range(9)}
+    whole = tar(tmp_path / "a.tar", members).read_bytes()
+    for content in (gzip.compress(whole)[:-40], gzip.compress(whole[: 3 * 5632])):
+        path.write_bytes(content)
+        with pytest.raises(DataFault, match=r"a\.tar\.gz"):
+            documents("webdataset", path)
+
+
 def test_webdataset_language(tmp_path: Path) -> None:
     asked = {"language_field": "lang", "languages": ["de"]}
     members = {"1.json": b'{"lang": "de"}', "1.txt": b"x", "2.json": b'{"lang": 7, "text": "y"}'}
