@@ -60,16 +60,13 @@ def cut_bytes(chunks: Iterable[bytes], limit: int) -> Iterator[bytes]:
     bytes are chunked, and no more than a part and a chunk is held.
     """
     held = bytearray()
-    whole = True
     for chunk in chunks:
         held += chunk
         while len(held) > limit:
             end = _cut_place(held, limit)
             yield bytes(held[:end])
             del held[:end]
-            whole = False
-    if held or whole:
-        yield bytes(held)
+    yield bytes(held)
 
 
 def _cut_place(held: bytearray, limit: int) -> int:

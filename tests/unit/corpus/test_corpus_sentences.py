@@ -46,6 +46,7 @@ def sentences(bpe: Bpe, text: str, language: str = "en", longest: int = 65_535) 
         ("en", " \n One. Two.", [" \n One.", " Two."]),
         ("ja", "自然。第二。\u3000終わり", ["自然。", "第二。", "\u3000終わり"]),
         ("en", "Mr.\xa0Jones. 中!", ["Mr.\xa0Jones.", " 中!"]),
+        ("en", "S\u3000. One. Two.", ["S\u3000.", " One.", " Two."]),  # sentencex 1.0.32 panics
         ("en", "no end", ["no end"]),
         ("en", " \n ", [" \n "]),
         ("en", "", []),

@@ -190,7 +190,9 @@ def test_saved_datasets(tmp_path: Path) -> None:
     with pytest.raises(DataFault, match=r"no column corpus\.text_field=text"):
         documents("hf_dataset", tmp_path / "one")
     state = tmp_path / "one" / "state.json"
-    state.write_text(state.read_text().replace("data-00001", "../data-00001"))
+    outside = tmp_path / "outside.arrow"
+    outside.write_bytes(next((tmp_path / "one").glob("*.arrow")).read_bytes())
+    state.write_text(state.read_text().replace("data-00001-of-00003.arrow", "../outside.arrow"))
     with pytest.raises(DataFault, match="not a file of that folder"):
         documents("hf_dataset", tmp_path / "one", text_field="body")
 
@@ -271,6 +273,9 @@ def test_a_damaged_tar_is_never_shorter(tmp_path: Path) -> None:
                 path.write_bytes(whole[:size])
                 with pytest.raises(DataFault, match=r"a\.tar.*byte \d+"):
                     documents("webdataset", path)
+    path.write_bytes(whole[: end - 1000])
+    with pytest.raises(DataFault, match=r"byte \d+ \(3\.txt has 1048 of 1537 bytes\)"):
+        documents("webdataset", path)
     offset = 0
     for content in members.values():
         for place in (0, 100, 130, 150, 257):

@@ -34,13 +34,22 @@ def bins(lengths: list[int]) -> list[int]:
 
 
 @settings(max_examples=100, deadline=None)
-@given(documents=DOCUMENTS, shards=st.integers(1, 4), buffer=st.sampled_from([1, 10, 10**6]))
-def test_statistics_equal_a_slow_count(documents: list, shards: int, buffer: int) -> None:
+@given(
+    documents=DOCUMENTS,
+    shards=st.integers(1, 4),
+    direct=st.booleans(),
+    buffer=st.sampled_from([1, 10, 10**6]),
+)
+def test_statistics_equal_a_slow_count(
+    documents: list, shards: int, direct: bool, buffer: int
+) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(statistics, "_BUFFER_TOKENS", buffer)
         parts = [Statistics.empty(VOCAB) for _ in range(shards)]
         for number, document in enumerate(documents):
             parts[number % shards].add_document(encoded(document), 3 * number)
+        if direct:
+            parts = [total(parts, VOCAB)]
     stored = []
     for part in parts:
         file = io.BytesIO()

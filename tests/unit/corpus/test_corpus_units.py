@@ -124,6 +124,8 @@ def test_parts_are_short_and_joined_give_the_whole(
             between_words = right[:1].isspace() and not left[-1:].isspace()
             window = (left + right)[max(0, limit - look) : limit + 1]
             assert between_words or document_module._WORD_END.search(window) is None
+            more = document_module._WORD_END.search(window, len(left) - max(0, limit - look))
+            assert more is None  # the last one was taken
         chunks, at = [], 0
         for size in [*sizes, len(raw)]:
             chunks.append(raw[at : at + size])
