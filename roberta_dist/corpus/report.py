@@ -103,8 +103,8 @@ def _split_table(statistics: dict[str, Statistics]) -> str:
             human_bytes(facts.text_bytes),
             f"{facts.tokens / max(1, facts.text_bytes):.4f}",
             f"{facts.text_bytes / tokens:.2f}",
-            f"{tokens / documents:.1f}",
-            f"{tokens / max(1, facts.sentences):.1f}",
+            f"{tokens / documents:,.1f}",
+            f"{tokens / max(1, facts.sentences):,.1f}",
             f"{facts.unigram_entropy:.3f} nats",
         ]
 
@@ -128,15 +128,15 @@ def _count_table(report: dict[str, Any]) -> str:
         if isinstance(value, int) and key not in above
     )
     rows = (
-        (_label(key, splits), *(f"{column[key]:,}" if key in column else "" for column in columns))
+        (_label(key), *(f"{column[key]:,}" if key in column else "" for column in columns))
         for key in keys
     )
     return _table(("", "reading", *map(escape, splits)), rows)
 
 
-def _label(key: str, splits: Iterable[str]) -> str:
+def _label(key: str) -> str:
     name = escape(key.replace("_", " "))
-    return f"{name}, before duplicates are dropped" if key in splits else name
+    return f"{name}, before duplicates are dropped" if key in _COLOURS else name
 
 
 def _histogram(lengths: dict[str, Any], what: str) -> str:
