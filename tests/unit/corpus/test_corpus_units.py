@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from roberta_dist.config.corpus import CorpusConfig, DocumentUnit, Source
 from roberta_dist.corpus import document as document_module
-from roberta_dist.corpus import files, sources
+from roberta_dist.corpus import files, sources, text
 from roberta_dist.corpus.document import Document, cut_bytes, cut_document
 from roberta_dist.corpus.sources import open_source
 from roberta_dist.corpus.text import read_jsonl, read_text
@@ -39,7 +39,6 @@ def ranges(size: int, cuts: list[int]) -> list[tuple[int, int]]:
 @given(raw=BYTES, cuts=CUTS, mark=st.booleans(), chunk=st.sampled_from([3, 2**20]))
 def test_any_ranges_of_lines_give_the_documents_of_the_file(
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     raw: bytes,
     cuts: list[int],
     mark: bool,
@@ -55,12 +54,13 @@ def test_any_ranges_of_lines_give_the_documents_of_the_file(
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(files, "CHUNK_BYTES", chunk)
+        patch.setattr(text, "CHUNK_BYTES", chunk)
         found = [
             d.text
             for start, end in ranges(len(raw), cuts)
             for d in read_text(path, DocumentUnit.line, 10**6, start, end)
         ]
-        assert [text for text in found if text.strip()] == [text for text in lines if text.strip()]
+        assert [one for one in found if one.strip()] == [one for one in lines if one.strip()]
         whole = list(read_text(path, DocumentUnit.line, 10**6))
     assert [d.text for d in whole] == found
 
