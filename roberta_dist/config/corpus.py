@@ -14,6 +14,10 @@ class Source(str, Enum):
     docstrings = "docstrings"
     text = "text"
     jsonl = "jsonl"
+    csv = "csv"
+    parquet = "parquet"
+    hf_dataset = "hf_dataset"
+    webdataset = "webdataset"
 
 
 class DocumentUnit(str, Enum):
@@ -21,6 +25,14 @@ class DocumentUnit(str, Enum):
 
     blank_line = "blank_line"
     file = "file"
+    line = "line"
+
+
+class SentenceRule(str, Enum):
+    """Where sentences end."""
+
+    line = "line"
+    splitter = "splitter"
 
 
 @dataclass(frozen=True)
@@ -28,15 +40,34 @@ class CorpusConfig:
     """Documents in, held-out split, packs and shards out."""
 
     source: Source = identity(Source.docstrings)
-    """`docstrings`: English documentation found in the running Python; `text`; `jsonl`."""
+    """`docstrings`: English documentation found in the running Python; files: `text`, `jsonl`,
+    `csv`, `parquet`, `webdataset` (tars); `hf_dataset`: folders of `datasets`' `save_to_disk`."""
     paths: list[str] = identity([])
     """Files, folders (searched recursively) or glob patterns; empty only for `docstrings`."""
     document: DocumentUnit = identity(DocumentUnit.blank_line)
-    """For `text`: documents end at a blank line, or each file is one document."""
+    """For `text`: documents end at a blank line, or each file or each line is one document."""
     text_field: str = identity("text")
-    """For `jsonl`: the field that holds the text."""
+    """Field or column that holds the text (all sources but `text` and `docstrings`)."""
+    delimiter: str = identity(",")
+    """For `csv`: the character between columns; a tab for TSV."""
+    quoted: bool = identity(True)
+    """For `csv`: fields may stand in double quotes; false takes quotes as text."""
+    split: str | None = identity(None)
+    """For `hf_dataset`: the split of a saved DatasetDict; null where it has only one."""
     max_mib: float = identity(0.0)
     """Stop after this many MiB of text, in source order; 0 reads everything."""
+    max_document_mib: float = identity(16.0)
+    """MiB of UTF-8; a longer document becomes several, cut at whitespace where there is any."""
+    min_characters: int = identity(0)
+    """Characters; shorter documents are dropped and counted."""
+    language_field: str | None = identity(None)
+    """Field or column that names a document's language; null keeps all languages."""
+    languages: list[str] = identity([])
+    """Values of `language_field` to keep; others are dropped and counted."""
+    sentences: SentenceRule = identity(SentenceRule.line)
+    """`line`: a sentence ends at a line break; `splitter`: the library `sentencex` says where."""
+    language: str = identity("en")
+    """ISO 639-1 code of the language whose rules `splitter` follows."""
     deduplicate: bool = identity(True)
     """Drop documents whose text (NFC, whitespace folded) was seen before; counted."""
     held_out_fraction: float = identity(0.01)
@@ -72,6 +103,39 @@ class CorpusConfig:
             self.paths,
             f"is empty, and corpus.source={self.source.value} reads from files",
             "give corpus.paths=[FILE_OR_FOLDER,...]",
+        )
+        self._check_documents()
+
+    def _check_documents(self) -> None:
+        require(
+            self.max_document_mib >= 1 / 1024,
+            "corpus.max_document_mib",
+            self.max_document_mib,
+            "must be at least 1/1024",
+        )
+        require(
+            self.min_characters >= 0, "corpus.min_characters", self.min_characters, "is negative"
+        )
+        require(
+            len(self.delimiter) == 1 and self.delimiter not in '"\r\n',
+            "corpus.delimiter",
+            repr(self.delimiter),
+            "must be one character, no quote and no line break",
+        )
+        require(bool(self.language), "corpus.language", repr(self.language), "is empty")
+        require(
+            bool(self.languages) == (self.language_field is not None),
+            "corpus.languages",
+            self.languages,
+            f"does not go with corpus.language_field={self.language_field}",
+            "give both, as in corpus.language_field=lang corpus.languages=[en], or none",
+        )
+        require(
+            self.language_field is None or self.source not in (Source.docstrings, Source.text),
+            "corpus.language_field",
+            self.language_field,
+            f"corpus.source={self.source.value} has no fields",
+            "leave it out, or read a source with fields",
         )
 
 

@@ -14,11 +14,9 @@ import os
 import re
 import sysconfig
 import warnings
-from collections.abc import Callable, Generator
 from pathlib import Path, PurePosixPath
 
-from roberta_dist.corpus.pool import ordered_map
-from roberta_dist.corpus.text import Document, decode, replace_surrogates
+from roberta_dist.corpus.document import Document, decode, replace_surrogates
 
 DOC_SUFFIXES = (".rst", ".md", ".txt")
 MIN_DOCSTRING_CHARACTERS = 80
@@ -84,15 +82,6 @@ def _wanted(folder: PurePosixPath, name: str) -> bool:
     if folder.name.endswith(".dist-info"):
         return name == "METADATA"
     return name.lower().endswith(DOC_SUFFIXES) and not _SKIPPED_FILES.search(name)
-
-
-def read_docstrings(
-    files: list[tuple[str, Path]], workers: int, advance: Callable[[int], object]
-) -> Generator[Document, None, None]:
-    """Documents of `files` in order; `advance` is told of each file read."""
-    for documents in ordered_map(read_documentation, files, workers, chunk=32):
-        advance(1)
-        yield from documents
 
 
 def read_documentation(file: tuple[str, Path]) -> list[Document]:

@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 
 from roberta_dist.corpus.bpe import Bpe, byte_alphabet
 from roberta_dist.corpus.pack import MAX_SENTENCE_TOKENS
+from roberta_dist.corpus.sentences import Splitter, limit_lengths
 from roberta_dist.units import KIB
 
 MAX_PIECE_BYTES = 64 * KIB
@@ -86,15 +87,7 @@ def sentence_lengths(
     newline = has_newline[tokens]
     inner_ends = np.flatnonzero(newline[:-1] & ~newline[1:]) + 1
     ends = np.append(inner_ends, len(tokens)) if len(tokens) else inner_ends
-    lengths = np.diff(ends, prepend=0)
-    if lengths.size and lengths.max() > longest:
-        lengths = np.concatenate([_split_length(int(length), longest) for length in lengths])
-    return lengths.astype(np.int64)
-
-
-def _split_length(length: int, longest: int) -> list[int]:
-    full, rest = divmod(length, longest)
-    return [longest] * full + [rest] * (rest > 0)
+    return limit_lengths(np.diff(ends, prepend=0), longest)
 
 
 class Encoder:
@@ -106,12 +99,20 @@ class Encoder:
     Args:
         bpe: the tokenizer.
         longest_sentence: a longer one is stored in pieces of so many tokens.
+        splitter: says where sentences end; without one they end at line breaks.
 
     Attributes:
         backend: `tiktoken` or `tokenizers`.
     """
 
-    def __init__(self, bpe: Bpe, longest_sentence: int = MAX_SENTENCE_TOKENS) -> None:
+    def __init__(
+        self,
+        bpe: Bpe,
+        longest_sentence: int = MAX_SENTENCE_TOKENS,
+        splitter: Splitter | None = None,
+    ) -> None:
+        self._splitter = splitter
+        self._token_bytes = _byte_lengths(bpe)
         self._longest = min(longest_sentence, MAX_SENTENCE_TOKENS)
         self._has_newline = _newline_table(bpe)
         self._cuts_are_exact = bpe.gpt2_pattern
@@ -132,9 +133,11 @@ class Encoder:
         if not self._cuts_are_exact:  # another pattern may match across a cut
             forced_cuts = max(0, len(parts) - 1)
         tokens = np.concatenate(parts) if parts else np.zeros(0, dtype=np.uint16)
-        return Encoded(
-            tokens, sentence_lengths(tokens, self._has_newline, self._longest), forced_cuts
-        )
+        if self._splitter is None:
+            lengths = sentence_lengths(tokens, self._has_newline, self._longest)
+        else:
+            lengths = self._splitter.lengths(text, self._token_bytes[tokens], self._longest)
+        return Encoded(tokens, lengths, forced_cuts)
 
 
 def tiktoken_agrees(bpe: Bpe) -> bool:
@@ -166,6 +169,13 @@ def _newline_table(bpe: Bpe) -> NDArray[np.bool_]:
     newline = byte_alphabet()[ord("\n")]
     table = np.zeros(bpe.size, dtype=np.bool_)
     table[[number for token, number in bpe.vocab.items() if newline in token]] = True
+    return table
+
+
+def _byte_lengths(bpe: Bpe) -> NDArray[np.int64]:
+    """int64 [vocab]: bytes of each token, which spells one as one character."""
+    table = np.zeros(bpe.size, dtype=np.int64)
+    table[list(bpe.vocab.values())] = [len(token) for token in bpe.vocab]
     return table
 
 

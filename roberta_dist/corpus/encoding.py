@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from roberta_dist.corpus.bpe import load_bpe
 from roberta_dist.corpus.encode import Encoded, Encoder
 from roberta_dist.corpus.manifest import PACK_DTYPE, Shard
-from roberta_dist.corpus.pack import Pack
+from roberta_dist.corpus.sentences import Splitter
 from roberta_dist.corpus.shards import build_packs, write_shard
 from roberta_dist.corpus.spool import bucket_name, bucket_order, bucket_texts
+from roberta_dist.corpus.statistics import Statistics
 from roberta_dist.errors import DataFault
 from roberta_dist.runtime.files import atomic_write, file_sha256
 
@@ -30,6 +31,7 @@ class ShardJob:
         spool: folder of the buckets.
         done: folder of the results; a result there means the shard is complete.
         pack_tokens: most tokens in a pack.
+        split_language: language of the sentence splitter; None ends sentences at line breaks.
     """
 
     split: str
@@ -39,6 +41,7 @@ class ShardJob:
     done: Path
     pack_tokens: int
     deduplicate: bool
+    split_language: str | None
 
     @property
     def name(self) -> str:
@@ -62,11 +65,11 @@ class ShardResult:
 
     Attributes:
         packs: rows of PACK_DTYPE.
-        token_counts: int64 [vocab].
+        statistics: of its documents.
     """
 
     packs: NDArray[Any]
-    token_counts: NDArray[np.int64]
+    statistics: Statistics
     documents: int = 0
     duplicates: int = 0
     forced_cuts: int = 0
@@ -82,33 +85,33 @@ def encode_shard(job: ShardJob) -> None:
         StorageError: the disk is full or the folder cannot be written.
     """
     bpe = load_bpe(job.output / "tokenizer")
-    encoder = Encoder(bpe, longest_sentence=job.pack_tokens)
+    splitter = None if job.split_language is None else Splitter(job.split_language)
+    encoder = Encoder(bpe, job.pack_tokens, splitter)
     rows, duplicates = bucket_order(job.spool, job.name, job.deduplicate)
     result = ShardResult(
         packs=np.zeros(0, dtype=PACK_DTYPE),
-        token_counts=np.zeros(bpe.size, dtype=np.int64),
+        statistics=Statistics.empty(bpe.size),
         documents=len(rows),
         duplicates=duplicates,
         text_bytes=int(rows["length"].sum()),
     )
 
-    def packs() -> Iterator[Pack]:
-        for pack in build_packs(encoded(), job.pack_tokens):
-            result.token_counts += np.bincount(pack.tokens, minlength=bpe.size)
-            yield pack
-
     def encoded() -> Iterator[Encoded]:
-        for text in bucket_texts(job.spool, job.name, rows):
+        texts = bucket_texts(job.spool, job.name, rows)
+        for text, text_bytes in zip(texts, rows["length"].tolist(), strict=True):
             document = encoder.encode(text)
             result.forced_cuts += document.forced_cuts
+            result.statistics.add_document(document, text_bytes)
             yield document
 
     if len(rows):
-        result.packs = write_shard(job.shard, packs())
+        result.packs = write_shard(job.shard, build_packs(encoded(), job.pack_tokens))
         result.shard_bytes = job.shard.stat().st_size
         result.sha256 = file_sha256(job.shard)
     buffer = io.BytesIO()
-    np.savez(buffer, **vars(result))
+    stored: dict[str, Any] = {**vars(result), **result.statistics.to_arrays()}
+    del stored["statistics"]
+    np.savez(buffer, **stored)
     atomic_write(job.result, buffer.getvalue())
 
 
@@ -119,9 +122,10 @@ def read_result(job: ShardJob) -> ShardResult:
         DataFault: the shard beside it is not the one it describes.
     """
     with np.load(job.result, allow_pickle=False) as stored:
-        values = {field.name: stored[field.name] for field in fields(ShardResult)}
-    arrays = {"packs", "token_counts"}
-    result = ShardResult(**{k: v if k in arrays else v.item() for k, v in values.items()})
+        statistics = Statistics.from_arrays(stored)
+        names = {field.name for field in fields(ShardResult)} - {"statistics", "packs"}
+        values = {name: stored[name].item() for name in names}
+        result = ShardResult(packs=stored["packs"], statistics=statistics, **values)
     size = job.shard.stat().st_size if job.shard.is_file() else 0
     if size != result.shard_bytes:
         raise DataFault(

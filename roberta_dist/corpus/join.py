@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from roberta_dist.config.roots import PrepareConfig
 from roberta_dist.corpus.bpe import Bpe
@@ -15,7 +14,9 @@ from roberta_dist.corpus.encode import Encoder
 from roberta_dist.corpus.encoding import ShardJob, ShardResult, shard_entry
 from roberta_dist.corpus.manifest import PACK_DTYPE, Manifest, read_manifest, write_manifest
 from roberta_dist.corpus.reading import ReadCounts
+from roberta_dist.corpus.report import HTML_NAME, write_html
 from roberta_dist.corpus.sources import SourceFiles
+from roberta_dist.corpus.statistics import total
 
 
 def join_shards(
@@ -26,7 +27,7 @@ def join_shards(
     settings: dict[str, Any],
     source: SourceFiles,
 ) -> dict[str, Any]:
-    """Write both manifests.
+    """Write both manifests and corpus.html.
 
     Args:
         results: complete shards of each split, in order.
@@ -37,8 +38,13 @@ def join_shards(
         What prepare.json will say.
     """
     splits = {}
+    statistics = {
+        split: total((result.statistics for _, result in shards), bpe.size)
+        for split, shards in results.items()
+    }
     for split, shards in results.items():
-        manifest = _manifest(config, bpe, split, [s for s in shards if len(s[1].packs)])
+        full = [shard for shard in shards if len(shard[1].packs)]
+        manifest = _manifest(config, bpe, split, full, statistics[split].unigram_entropy)
         write_manifest(manifest)
         splits[split] = {
             "documents": manifest.documents,
@@ -46,12 +52,13 @@ def join_shards(
             "forced_cuts": sum(result.forced_cuts for _, result in shards),
             "manifest_sha256": read_manifest(manifest.folder).sha256,
             "packs": len(manifest.packs),
+            "sentences": statistics[split].sentences,
             "shards": len(manifest.shards),
             "text_bytes": sum(result.text_bytes for _, result in shards),
             "tokens": manifest.tokens,
             "unigram_entropy": manifest.unigram_entropy,
         }
-    return {
+    report = {
         "settings": settings,
         "source": {"files": len(source.files), "sha256": source.fingerprint(with_times=False)},
         "read": asdict(counts),
@@ -62,10 +69,16 @@ def join_shards(
             "vocab_size": bpe.size,
         },
     }
+    write_html(Path(config.output) / HTML_NAME, report, statistics, bpe)
+    return report
 
 
 def _manifest(
-    config: PrepareConfig, bpe: Bpe, split: str, shards: list[tuple[ShardJob, ShardResult]]
+    config: PrepareConfig,
+    bpe: Bpe,
+    split: str,
+    shards: list[tuple[ShardJob, ShardResult]],
+    unigram_entropy: float,
 ) -> Manifest:
     packs = [result.packs.copy() for _, result in shards]
     for number, rows in enumerate(packs):
@@ -81,15 +94,8 @@ def _manifest(
         shards=tuple(shard_entry(job, result) for job, result in shards),
         documents=sum(result.documents for _, result in shards),
         tokens=int(joined["tokens"].sum()),
-        unigram_entropy=_entropy(np.sum([result.token_counts for _, result in shards], axis=0)),
+        unigram_entropy=unigram_entropy,
         held_out_salt=config.corpus.held_out_salt,
         held_out_fraction=config.corpus.held_out_fraction,
         packs=joined,
     )
-
-
-def _entropy(counts: NDArray[np.int64]) -> float:
-    """Nats a token of the distribution that `counts` [vocab] describes."""
-    seen = counts[counts > 0]
-    shares = seen / seen.sum()
-    return float(-(shares * np.log(shares)).sum())

@@ -84,8 +84,9 @@ def describe(report: dict[str, Any]) -> str:
     text_bytes = sum(facts["text_bytes"] for facts in splits)
     held_out = report["splits"].get("held_out", {"text_bytes": 0})["text_bytes"]
     lines += [
-        f"read {read['documents']} documents, {read['text_bytes'] / 1e6:.1f} MB: "
-        f"{read['empty']} empty, {sum(facts['duplicates'] for facts in splits)} duplicates, "
+        f"read {read['documents']} documents, kept {read['text_bytes'] / 1e6:.1f} MB: "
+        f"{read['empty']} empty{_filtered(read)}, "
+        f"{sum(facts['duplicates'] for facts in splits)} duplicates, "
         f"{read['repaired']} with invalid Unicode replaced, "
         f"{sum(facts['forced_cuts'] for facts in splits)} forced cuts; "
         f"held out {100 * held_out / text_bytes:.2f} % of the text",
@@ -95,3 +96,14 @@ def describe(report: dict[str, Any]) -> str:
     if report["settings"]["tokenizer.path"] is None and tokenizer["vocab_size"] < wanted:
         lines.append(f"note: the text has no more than those; tokenizer.vocab_size={wanted}")
     return "\n".join(lines)
+
+
+def _filtered(read: dict[str, Any]) -> str:
+    """Counts that most corpora have none of."""
+    words = {
+        "too_short": "too short",
+        "other_language": "in other languages",
+        "cut": "cuts of over-long ones",
+        "ignored": "tar members of other kinds",
+    }
+    return "".join(f", {read[key]} {said}" for key, said in words.items() if read[key])

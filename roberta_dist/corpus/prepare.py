@@ -16,7 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from roberta_dist.config.corpus import CorpusConfig
+from roberta_dist.config.corpus import CorpusConfig, SentenceRule
 from roberta_dist.config.fields import Resume
 from roberta_dist.config.load import flatten, resume_classes
 from roberta_dist.config.roots import PrepareConfig
@@ -172,6 +172,10 @@ def _sample(config: PrepareConfig, buckets: dict[str, int]) -> Iterator[str]:
                     yield piece
 
 
+def _split_language(corpus: CorpusConfig) -> str | None:
+    return corpus.language if corpus.sentences is SentenceRule.splitter else None
+
+
 def _encode(
     config: PrepareConfig, buckets: dict[str, int]
 ) -> dict[str, list[tuple[ShardJob, ShardResult]]]:
@@ -186,6 +190,7 @@ def _encode(
             done=output / WORK_NAME / "done",
             pack_tokens=_pack_tokens(config.corpus),
             deduplicate=config.corpus.deduplicate,
+            split_language=_split_language(config.corpus),
         )
         for split, count in buckets.items()
         for bucket in range(count)

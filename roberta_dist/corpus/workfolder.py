@@ -84,6 +84,7 @@ def clear(output: Path) -> None:
     # state.json first: without it nothing else counts.
     (work / "state.json").unlink(missing_ok=True)
     (work / "spool.json").unlink(missing_ok=True)
+    (output / "corpus.html").unlink(missing_ok=True)
     for folder in (work / "spool", work / "done", *(output / name for name in WRITTEN)):
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -125,7 +125,7 @@ def test_every_document_comes_back_exactly_once(corpus: Path, texts: list[str]) 
         len(text.encode()) for text in texts
     )
     assert sorted(path.name for path in corpus.iterdir()) == [
-        "held_out", "prepare.json", "tokenizer", "train",
+        "corpus.html", "held_out", "prepare.json", "tokenizer", "train",
     ]  # fmt: skip
 
 
@@ -277,9 +277,9 @@ def test_text_files_whole_and_an_empty_one(tmp_path: Path) -> None:
     (tmp_path / "s/empty.txt").touch()
     run(settings("text", tmp_path / "s", tmp_path / "c", "corpus.document=file"))
     report = json.loads((tmp_path / "c/prepare.json").read_text())
-    assert report["read"] | {"text_bytes": 0, "train": 0, "held_out": 0} == {
-        "documents": 41, "empty": 1, "repaired": 0, "text_bytes": 0, "train": 0, "held_out": 0,
-    }  # fmt: skip
+    nonzero = {key: count for key, count in report["read"].items() if count}
+    assert nonzero.keys() == {"documents", "empty", "text_bytes", "train", "held_out"}
+    assert (nonzero["documents"], nonzero["empty"]) == (41, 1)
     assert sorted(decoded(tmp_path / "c/train") + decoded(tmp_path / "c/held_out")) == sorted(
         f"file {number}\n\nsecond part\n" for number in range(40)
     )

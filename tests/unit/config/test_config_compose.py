@@ -74,7 +74,7 @@ def test_each_option_of_a_group_composes(option):
     group = option.split("=")[0]
     verb = "prepare" if hasattr(PrepareConfig(), group) else "pretrain"
     overrides = [option]
-    if option in ("corpus=text", "corpus=jsonl"):
+    if group == "corpus" and option not in ("corpus=docstrings", "corpus=quickstart"):
         overrides.append("corpus.paths=[texts]")
     composed = compose(verb, VERB_CONFIGS[verb], overrides)
     assert keys(raw(verb, overrides)) == set(flatten(composed))

@@ -10,10 +10,13 @@ import pytest
 import zstandard
 
 from roberta_dist.config.corpus import DocumentUnit
-from roberta_dist.corpus.text import find_files, read_jsonl, read_text
+from roberta_dist.corpus.files import find_files
+from roberta_dist.corpus.text import read_jsonl, read_text
 from roberta_dist.errors import ConfigError, DataFault
 
 pytestmark = pytest.mark.unit
+
+LIMIT = 2**20
 
 TEXT = b"\xef\xbb\xbffirst line\nsecond\n\n \t\n\nother \x00 NUL\r\n\r\nlast </s>"
 WRITERS = {"a.txt": bytes, "a.txt.gz": gzip.compress, "a.txt.zst": zstandard.compress}
@@ -23,20 +26,20 @@ WRITERS = {"a.txt": bytes, "a.txt.gz": gzip.compress, "a.txt.zst": zstandard.com
 def test_blank_lines_end_documents(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_bytes(WRITERS[name](TEXT))
-    documents = list(read_text(path, DocumentUnit.blank_line))
+    documents = list(read_text(path, DocumentUnit.blank_line, LIMIT))
     assert [d.text for d in documents] == ["first line\nsecond", "other \0 NUL", "last </s>"]
     assert [d.id.rsplit(":")[-1] for d in documents] == ["1", "6", "8"]
 
 
 def test_whole_file_is_kept_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(TEXT)
-    (document,) = read_text(tmp_path / "a", DocumentUnit.file)
+    (document,) = read_text(tmp_path / "a", DocumentUnit.file, LIMIT)
     assert document.text.encode() == TEXT[3:] and not document.repaired
 
 
 def test_invalid_utf8_is_replaced_and_marked(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"good\n\nbad \xff\xfe end\n")
-    documents = list(read_text(tmp_path / "a", DocumentUnit.blank_line))
+    documents = list(read_text(tmp_path / "a", DocumentUnit.blank_line, LIMIT))
     assert [(d.text, d.repaired) for d in documents] == [
         ("good", False),
         ("bad \ufffd\ufffd end", True),
@@ -53,7 +56,7 @@ def test_jsonl(tmp_path: Path, name: str) -> None:
     ]
     path = tmp_path / name
     path.write_bytes(WRITERS[name.replace("jsonl", "txt")]("\n".join(lines).encode()))
-    documents = list(read_jsonl(path, "body"))
+    documents = list(read_jsonl(path, "body", None, LIMIT))
     assert [d.text for d in documents] == ["one\ntwo", "lone \ufffd pair 😀", ""]
     assert [d.repaired for d in documents] == [False, True, False]
 
@@ -62,7 +65,7 @@ def test_jsonl(tmp_path: Path, name: str) -> None:
 def test_bad_json_line_is_named(tmp_path: Path, line: str) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n' + line)
     with pytest.raises(DataFault, match=r"a\.jsonl:2"):
-        list(read_jsonl(tmp_path / "a.jsonl", "text"))
+        list(read_jsonl(tmp_path / "a.jsonl", "text", None, LIMIT))
 
 
 @pytest.mark.parametrize("name", ["a.txt.gz", "a.txt.zst"])
@@ -70,14 +73,14 @@ def test_truncated_archive_is_an_error_not_a_short_file(tmp_path: Path, name: st
     whole = WRITERS[name](b"".join(b"line %d\n" % i for i in range(50_000)))
     (tmp_path / name).write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DataFault, match=name):
-        list(read_text(tmp_path / name, DocumentUnit.file))
+        list(read_text(tmp_path / name, DocumentUnit.file, LIMIT))
 
 
 @pytest.mark.parametrize("name", ["a.txt.gz", "a.txt.zst"])
 def test_all_parts_of_a_concatenated_archive_are_read(tmp_path: Path, name: str) -> None:
     parts = [b"%d " % i * 100_000 + b"\n" for i in range(3)]
     (tmp_path / name).write_bytes(b"".join(WRITERS[name](part) for part in parts))
-    (document,) = read_text(tmp_path / name, DocumentUnit.file)
+    (document,) = read_text(tmp_path / name, DocumentUnit.file, LIMIT)
     assert document.text.encode() == b"".join(parts)
 
 
