@@ -21,7 +21,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from numpy.typing import NDArray
 from roberta_dist.config.data import DataConfig, MaskingConfig
 from roberta_dist.config.load import compose
 from roberta_dist.config.roots import PrepareConfig
+from roberta_dist.corpus.manifest import read_manifest
 from roberta_dist.corpus.prepare import prepare
 from roberta_dist.runtime.world import World
 from roberta_dist.stream.batch import Batch, make_batch
@@ -44,9 +44,8 @@ MICRO_BATCHES = 8
 Rows = list[NDArray[np.uint16]]
 
 
-def ours(stream: Stream, batch: int) -> Iterator[Batch]:
+def ours(stream: Stream, reader: RankReader) -> Iterator[Batch]:
     """The training path, without the thread that reads ahead."""
-    reader = RankReader(stream, World(), batch)
     row = 0
     while True:
         yield from reader.micro_batches(row)
@@ -131,12 +130,13 @@ def mask_ratio(stream: Stream, turns: int) -> float:
 
     def seconds(action: Callable[[], Any]) -> float:
         began = time.perf_counter()
-        for _ in range(50):
-            action()
+        action()
         return time.perf_counter() - began
 
-    ratios = [seconds(mask) / seconds(lambda: rng.random(64 * LENGTH)) for _ in range(turns)]
-    return statistics.median(ratios)
+    # Call by call in turn, so that both see the same machine.
+    pairs = [(seconds(mask), seconds(lambda: rng.random(64 * LENGTH))) for _ in range(100 * turns)]
+    ours, theirs = (statistics.median(times) for times in zip(*pairs, strict=True))
+    return ours / theirs
 
 
 def masker(rows: Rows, ids: NDArray[np.int64], rule: Any) -> Callable[[], Any]:
@@ -157,15 +157,11 @@ def some_corpus(folder: Path) -> Path:
 
 
 def open_bench(corpus: Path, batch: int) -> Stream:
-    """The corpus as a run sees it, with no more packs held than are in flight: each is read again in
-    every epoch, however small the corpus."""
-    data = DataConfig(path=str(corpus), sequence_length=LENGTH)
-    rows = MICRO_BATCHES * batch
-    stream = open_stream(data, MaskingConfig(), 1, rows, progress=False)
-    shuffle = stream.corpora[0].shuffle
-    held = (shuffle.lanes + 2) * shuffle.window
-    mib = held * float(np.mean(stream.manifest.packs["length"])) / MIB
-    return open_stream(replace(data, cache_mib=mib), MaskingConfig(), 1, rows, progress=False)
+    """The corpus as a run sees one much larger than its memory: a quarter of the packs is in flight,
+    so that each is read, checked and cut anew in every epoch."""
+    mib = float(read_manifest(corpus / "train").packs["length"].sum()) / MIB
+    data = DataConfig(path=str(corpus), sequence_length=LENGTH, shuffle_mib=mib / 4)
+    return open_stream(data, MaskingConfig(), 1, MICRO_BATCHES * batch, progress=False)
 
 
 def main() -> int:
@@ -183,8 +179,9 @@ def main() -> int:
         rows = plain_rows_of(stream)
         write_rows(rows, folder)
         pad = stream.manifest.special_tokens.pad
+        reader = RankReader(stream, World(), options.batch)
         variants = {
-            "ours": ours(stream, options.batch),
+            "ours": ours(stream, reader),
             "webdataset": in_batches(webdataset_samples(folder / "wds"), stream, options.batch),
             "hf": in_batches(hf_samples(folder / "hf"), stream, options.batch),
             "memmap": memmap_batches(folder / "rows.npy", stream, options.batch),
@@ -202,6 +199,9 @@ def main() -> int:
             print(
                 f"{name:12}{rate:9.2f} Mtokens/s   {min(rates[name]):.2f} - {max(rates[name]):.2f}"
             )
+        read = reader.maker.reads / len(stream.manifest.packs)
+        epochs = (options.turns + 1) * size["ours"] / stream.manifest.tokens
+        print(f"packs were read {read / epochs:.2f} times an epoch")
         ratios = {
             f"ratio_{name}": statistics.median(
                 mine / theirs for mine, theirs in zip(rates["ours"], rates[name], strict=True)

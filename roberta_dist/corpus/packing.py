@@ -31,9 +31,14 @@ def _sentence_ends(pack: Pack) -> NDArray[np.int64]:
     return np.cumsum(pack.sentence_lengths, dtype=np.int64)
 
 
+def document_token_ends(pack: Pack) -> NDArray[np.int64]:
+    """Where each document that ends in this pack does, in tokens."""
+    return np.concatenate(([0], _sentence_ends(pack)))[_ended_documents(pack)]
+
+
 def pack_payload(pack: Pack, eos: int) -> NDArray[np.uint16]:
     """Tokens with `eos` after each document that ends in this pack."""
-    token_ends = np.concatenate(([0], _sentence_ends(pack)))[_ended_documents(pack)]
+    token_ends = document_token_ends(pack)
     closing = np.uint16(eos).tobytes()
     tokens, start = byte_view(pack.tokens), 0
     parts: list[memoryview | bytes] = []
@@ -71,7 +76,10 @@ def full_sentence_bounds(pack: Pack, length: int) -> NDArray[np.int64]:
     while start < total:
         limit = start + length - 2
         # Every sentence has a token, so no more than `length` of them fit.
-        fitting = bisect_right(effective_ends, limit, first, min(count, first + length))
+        furthest = first + length
+        fitting = bisect_right(
+            effective_ends, limit, first, furthest if furthest < count else count
+        )
         if fitting > first:
             start, first = full_ends[fitting - 1], fitting
         else:

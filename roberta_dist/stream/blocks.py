@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from roberta_dist.config.data import InputFormat
 from roberta_dist.corpus.manifest import SpecialTokens
+from roberta_dist.corpus.pack import Pack
 from roberta_dist.runtime.rng import derive_key
 from roberta_dist.stream.batch import weightless_row
 from roberta_dist.stream.formats import (
@@ -140,23 +141,26 @@ class RowMaker:
         return self._held[key]
 
     def _fetch(self, keys: Iterable[PackKey]) -> None:
+        """Read what is missing, several at once; cutting takes turns anyway, so it is done here."""
         missing = [key for key in dict.fromkeys(keys) if key not in self._held]
         if len(missing) > 1:
-            for key, rows in zip(missing, self._pool.map(self._read, missing), strict=True):
-                self._hold(key, rows)
+            for key, pack in zip(missing, self._pool.map(self._read, missing), strict=True):
+                self._hold(key, pack)
 
-    def _hold(self, key: PackKey, rows: PlainRows | PairRows) -> None:
+    def _read(self, key: PackKey) -> Pack:
+        corpus, index, _ = key
+        return self.readers[corpus].read(index)
+
+    def _hold(self, key: PackKey, pack: Pack) -> None:
         self.reads += 1
-        self._held[key] = rows
+        self._held[key] = self._cut(key, pack)
         while len(self._held) > self.capacity:
             self._held.popitem(last=False)
 
-    def _read(self, key: PackKey) -> PlainRows | PairRows:
+    def _cut(self, key: PackKey, pack: Pack) -> PlainRows | PairRows:
         corpus, index, length = key
-        reader = self.readers[corpus]
-        pack = reader.read(index)
         if self.input_format.is_pair:
-            first_document = int(reader.manifest.packs[index]["first_document"])
+            first_document = int(self.readers[corpus].manifest.packs[index]["first_document"])
             return pair_rows(pack, self.input_format, length, first_document)
         return plain_rows(pack, self.input_format, length, self.special)
 

@@ -7,6 +7,7 @@ from epoch to epoch and not from world to world.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +22,7 @@ from roberta_dist.corpus.packing import (
     byte_view,
     contiguous_bounds,
     document_bounds,
+    document_token_ends,
     full_sentence_bounds,
     pack_payload,
     segment_chunks,
@@ -106,29 +108,56 @@ def plain_rows(
 ) -> PlainRows:
     """Rows of `full_sentences`, `doc_sentences` or `blocks`.
 
-    A block of `blocks` is one token shorter than the row and takes no closing `</s>`: always full.
+    A row of `blocks` is `<s>` and the block, without a closing `</s>`: always full.
     """
+    if input_format is InputFormat.full_sentences:
+        return _full_rows(pack, length, special)
     if input_format is InputFormat.doc_sentences:
-        payload, bounds = pack.tokens, document_bounds(pack, length - 2)[:, :2]
-        closes = np.ones(len(bounds), dtype=np.int64)
+        payload, bounds, closing = pack.tokens, document_bounds(pack, length - 2), special.eos
     else:
-        payload = pack_payload(pack, special.eos)
-        if input_format is InputFormat.blocks:
-            bounds = contiguous_bounds(len(payload), length)
-            closes = np.zeros(len(bounds), dtype=np.int64)
-        else:
-            bounds = full_sentence_bounds(pack, length)
-            closes = (payload[bounds[:, 1] - 1] != special.eos).astype(np.int64)
-    lengths = bounds[:, 1] - bounds[:, 0]
-    starts: list[int] = np.concatenate(([0], np.cumsum(1 + lengths + closes))).tolist()
-    opening, endings = np.uint16(special.bos).tobytes(), (b"", np.uint16(special.eos).tobytes())
+        payload, closing = pack_payload(pack, special.eos), None
+        bounds = contiguous_bounds(len(payload), length)
+    lengths = bounds[:, 1] - bounds[:, 0] + (1 if closing is None else 2)
+    opening, ending = _bytes(special.bos), b"" if closing is None else _bytes(closing)
     view = byte_view(payload)
-    places = zip((2 * bounds).tolist(), closes.tolist(), strict=True)
     parts = [
         part
-        for (start, end), close in places
-        for part in (opening, view[start:end], endings[close])
+        for start, end in (2 * bounds[:, :2]).tolist()
+        for part in (opening, view[start:end], ending)
     ]
+    return _joined(parts, lengths)
+
+
+def _full_rows(pack: Pack, length: int, special: SpecialTokens) -> PlainRows:
+    """Rows of `full_sentences`, without making the payload first: a pack is a megabyte.
+
+    A row ends in one `</s>`, its own or that of a document; the next begins with `<s>`. Inside a row
+    stands a `</s>` where a document ends.
+    """
+    bounds = full_sentence_bounds(pack, length)
+    document_ends = document_token_ends(pack)
+    eos_places = document_ends + np.arange(len(document_ends))  # in the payload
+    ended = np.searchsorted(eos_places, bounds[:, 1], side="left")
+    row_ends = bounds[:, 1] - ended  # in the tokens
+    at_document_end = np.isin(row_ends, document_ends)
+    lengths = bounds[:, 1] - bounds[:, 0] + np.where(at_document_end, 1, 2)
+    cuts = np.union1d(row_ends, document_ends)
+    between = (_bytes(special.eos), _bytes(special.eos) + _bytes(special.bos))
+    view, start = byte_view(pack.tokens), 0
+    parts: list[memoryview | bytes] = [_bytes(special.bos)]
+    for cut, is_row in zip((2 * cuts).tolist(), np.isin(cuts, row_ends).tolist(), strict=True):
+        parts += (view[start:cut], between[is_row])
+        start = cut
+    parts[-1] = between[0]  # no row after the last
+    return _joined(parts, lengths)
+
+
+def _bytes(token: int) -> bytes:
+    return np.uint16(token).tobytes()
+
+
+def _joined(parts: Sequence[memoryview | bytes], lengths: NDArray[np.int64]) -> PlainRows:
+    starts: list[int] = np.concatenate(([0], np.cumsum(lengths))).tolist()
     return PlainRows(np.frombuffer(b"".join(parts), dtype=np.uint16), starts)
 
 

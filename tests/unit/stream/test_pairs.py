@@ -78,6 +78,36 @@ def test_doc_sentences_equal_a_slow_reference(documents, length, open_end):
     assert len(rows) == count_blocks(make_pack(documents), InputFormat.doc_sentences, length)
 
 
+@given(DOCUMENTS, LENGTHS, st.booleans())
+@settings(max_examples=150, deadline=None)
+def test_full_sentences_equal_a_slow_reference(documents, length, open_end):
+    """Sentence by sentence: a row takes what fits with its closing `</s>`, across documents."""
+    items: list[list[int]] = []
+    for number, document in enumerate(sentences_of(documents)):
+        items += document
+        if number < len(documents) - 1 or not open_end:
+            items[-1] = [*items[-1], SPECIAL.eos]
+    expected: list[list[int]] = []
+    row: list[int] = []
+    while items:
+        item = items[0]
+        needed = len(row) + len(item) + (item[-1] != SPECIAL.eos)
+        if needed <= length - 1:
+            row += items.pop(0)
+        elif row:
+            expected.append(row)
+            row = []
+        else:
+            expected.append(item[: length - 2])
+            items[0] = item[length - 2 :]
+    expected += [row] if row else []
+    closed = [[SPECIAL.bos, *r, *([] if r[-1] == SPECIAL.eos else [SPECIAL.eos])] for r in expected]
+    pack = make_pack(documents, open_end)
+    rows = plain_rows(pack, InputFormat.full_sentences, length, SPECIAL)
+    assert [rows.row(i).tolist() for i in range(len(rows))] == closed
+    assert len(rows) == count_blocks(pack, InputFormat.full_sentences, length)
+
+
 def slow_sentence_pairs(documents: list[list[int]], half: int) -> list[tuple[list[int], list[int]]]:
     pairs = []
     for document in sentences_of(documents):
