@@ -28,12 +28,12 @@ def is_held_out(digest: bytes, fraction: float) -> bool:
     return int.from_bytes(digest[8:], "big") < round(fraction * 2**64)
 
 
-def place_digest(digest: bytes, occurrence: int) -> bytes:
+def place_digest(digest: bytes, position: int | None) -> bytes:
     """Where a document stands in the shuffled order.
 
-    `occurrence` is 0 when duplicates are dropped; else the document's number in the source, so
+    `position` is None when duplicates are dropped; else the document's position in the source, so
     that copies of one text are not neighbours.
     """
-    if occurrence == 0:
+    if position is None:
         return digest
-    return hashlib.sha256(digest + occurrence.to_bytes(8, "big")).digest()[:DIGEST_BYTES]
+    return hashlib.sha256(digest + position.to_bytes(8, "big")).digest()[:DIGEST_BYTES]

@@ -45,5 +45,5 @@ def test_a_larger_fraction_keeps_what_a_smaller_one_held_out() -> None:
 
 def test_copies_have_places_of_their_own_only_where_they_are_kept() -> None:
     digest = content_digest("same", "s")
-    assert place_digest(digest, 0) == digest
+    assert place_digest(digest, None) == digest
     assert len({place_digest(digest, n) for n in range(100)}) == 100
