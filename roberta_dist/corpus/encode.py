@@ -87,7 +87,9 @@ def sentence_lengths(
     newline = has_newline[tokens]
     inner_ends = np.flatnonzero(newline[:-1] & ~newline[1:]) + 1
     ends = np.append(inner_ends, len(tokens)) if len(tokens) else inner_ends
-    return limit_lengths(np.diff(ends, prepend=0), longest)
+    lengths = ends.copy()
+    lengths[1:] -= ends[:-1]  # np.diff with prepend costs as much as finding the ends
+    return limit_lengths(lengths, longest)
 
 
 class Encoder:
@@ -179,11 +181,22 @@ def _byte_lengths(bpe: Bpe) -> NDArray[np.int64]:
     return table
 
 
-def _tiktoken_encoder(bpe: Bpe) -> Callable[[str], NDArray[np.uint16]]:
+def _merged_tokens(bpe: Bpe) -> list[str]:
+    return [*byte_alphabet().values(), *(left + right for left, right in bpe.merges)]
+
+
+def byte_ranks(bpe: Bpe) -> dict[bytes, int]:
+    """Bytes of a token → its rank: the order of merging, which published ids do not follow."""
     to_byte = _token_bytes()
-    tokens = [*byte_alphabet().values(), *(left + right for left, right in bpe.merges)]
-    # tiktoken's rank is the order of merging, which RoBERTa's published ids do not follow.
-    ranks = {bytes(to_byte[c] for c in token): rank for rank, token in enumerate(tokens)}
+    return {
+        bytes(to_byte[character] for character in token): rank
+        for rank, token in enumerate(_merged_tokens(bpe))
+    }
+
+
+def _tiktoken_encoder(bpe: Bpe) -> Callable[[str], NDArray[np.uint16]]:
+    ranks = byte_ranks(bpe)
+    tokens = _merged_tokens(bpe)
     ids = np.array([bpe.vocab[token] for token in tokens], dtype=np.uint16)
     # Without any special token tiktoken searches the text for the empty pattern, which matches at
     # every character and costs a third of the time. This one is never allowed, so never given.

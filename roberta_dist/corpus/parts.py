@@ -9,19 +9,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from roberta_dist.corpus.sources import Unit
-from roberta_dist.units import MIB
+from roberta_dist.units import KIB, MIB
 
 PART_BYTES = 128 * MIB
 MAX_PARTS = 4096
 """A larger source gets larger parts: every bucket gathers from every part."""
-SMALL_PART_BYTES = 2 * MIB
+SMALL_PART_BYTES = 256 * KIB
 SMALL_SOURCE_PARTS = 8
 
 
 def plan_parts(units: Sequence[Unit]) -> tuple[tuple[Unit, ...], ...]:
     """Units dealt to parts of about 128 MiB, in order; none is empty, a unit is never divided.
 
-    A small source is dealt to up to 8 parts of at least 2 MiB, so that several cores read it.
+    A small source is dealt to up to 8 parts of at least 256 KiB, so that several cores read it.
     """
     total = sum(unit.size for unit in units)
     wanted = -(-total // max(PART_BYTES, -(-total // MAX_PARTS)))
