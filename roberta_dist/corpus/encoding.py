@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -82,21 +83,33 @@ class ShardResult:
     sha256: str = ""
 
 
+@lru_cache(maxsize=1)
+def _encoder(
+    output: Path, written_ns: int, pack_tokens: int, split_language: str | None
+) -> tuple[int, Encoder]:
+    """Vocabulary size and encoder: building them takes half a second, so a process keeps the last.
+
+    `written_ns`, when the tokenizer was written, tells one in the same folder from another.
+    """
+    bpe = load_bpe(output / "tokenizer")
+    splitter = None if split_language is None else Splitter(split_language)
+    return bpe.size, Encoder(bpe, pack_tokens, splitter)
+
+
 def encode_shard(job: ShardJob) -> None:
     """Encode a bucket, write its shard, then its result.
 
     Raises:
         StorageError: the disk is full or the folder cannot be written.
     """
-    bpe = load_bpe(job.output / "tokenizer")
-    splitter = None if job.split_language is None else Splitter(job.split_language)
-    encoder = Encoder(bpe, job.pack_tokens, splitter)
+    written_ns = (job.output / "tokenizer" / "vocab.json").stat().st_mtime_ns
+    vocab_size, encoder = _encoder(job.output, written_ns, job.pack_tokens, job.split_language)
     gathered = bucket_rows(job.selection, job.selection.bucket_number(job.split, job.bucket))
     distinct = drop_copies(gathered) if job.deduplicate else gathered
     rows = distinct[~is_dropped(distinct["position"], job.drops)]
     result = ShardResult(
         packs=np.zeros(0, dtype=PACK_DTYPE),
-        statistics=Statistics.empty(bpe.size),
+        statistics=Statistics.empty(vocab_size),
         documents=len(rows),
         duplicates=len(gathered) - len(distinct),
         near_duplicates=len(distinct) - len(rows),
