@@ -28,7 +28,8 @@ from roberta_dist.config.load import compose
 from roberta_dist.config.roots import PrepareConfig
 from roberta_dist.corpus.bpe import load_bpe, save_bpe, train_bpe
 from roberta_dist.corpus.docstrings import find_documentation, read_documentation
-from roberta_dist.corpus.encode import GPT2_PATTERN, byte_ranks, cut_pieces
+from roberta_dist.corpus.encode import cut_pieces
+from roberta_dist.corpus.tiktoken_bpe import GPT2_PATTERN, byte_ranks
 from roberta_dist.units import KIB, MIB
 
 FILES = 16

@@ -83,17 +83,22 @@ class ShardResult:
     sha256: str = ""
 
 
+def shard_encoder(job: ShardJob) -> Encoder:
+    """The encoder of the corpus."""
+    written_ns = (job.output / "tokenizer" / "vocab.json").stat().st_mtime_ns
+    return _encoder(job.output, written_ns, job.pack_tokens, job.split_language)
+
+
 @lru_cache(maxsize=1)
 def _encoder(
     output: Path, written_ns: int, pack_tokens: int, split_language: str | None
-) -> tuple[int, Encoder]:
-    """Vocabulary size and encoder: building them takes half a second, so a process keeps the last.
+) -> Encoder:
+    """Building one takes half a second, so a process keeps the last.
 
     `written_ns`, when the tokenizer was written, tells one in the same folder from another.
     """
-    bpe = load_bpe(output / "tokenizer")
     splitter = None if split_language is None else Splitter(split_language)
-    return bpe.size, Encoder(bpe, pack_tokens, splitter)
+    return Encoder(load_bpe(output / "tokenizer"), pack_tokens, splitter)
 
 
 def encode_shard(job: ShardJob) -> None:
@@ -102,14 +107,13 @@ def encode_shard(job: ShardJob) -> None:
     Raises:
         StorageError: the disk is full or the folder cannot be written.
     """
-    written_ns = (job.output / "tokenizer" / "vocab.json").stat().st_mtime_ns
-    vocab_size, encoder = _encoder(job.output, written_ns, job.pack_tokens, job.split_language)
+    encoder = shard_encoder(job)
     gathered = bucket_rows(job.selection, job.selection.bucket_number(job.split, job.bucket))
     distinct = drop_copies(gathered) if job.deduplicate else gathered
     rows = distinct[~is_dropped(distinct["position"], job.drops)]
     result = ShardResult(
         packs=np.zeros(0, dtype=PACK_DTYPE),
-        statistics=Statistics.empty(vocab_size),
+        statistics=Statistics.empty(encoder.vocab_size),
         documents=len(rows),
         duplicates=len(gathered) - len(distinct),
         near_duplicates=len(distinct) - len(rows),

@@ -10,8 +10,7 @@ import numpy as np
 
 from roberta_dist.config.roots import PrepareConfig
 from roberta_dist.corpus.bpe import Bpe
-from roberta_dist.corpus.encode import Encoder
-from roberta_dist.corpus.encoding import ShardJob, ShardResult, shard_entry
+from roberta_dist.corpus.encoding import ShardJob, ShardResult, shard_encoder, shard_entry
 from roberta_dist.corpus.manifest import PACK_DTYPE, Manifest, read_manifest, write_manifest
 from roberta_dist.corpus.report import HTML_NAME, write_html
 from roberta_dist.corpus.statistics import total
@@ -69,7 +68,7 @@ def merge_shards(
         "read": read,
         "splits": splits,
         "tokenizer": {
-            "backend": Encoder(bpe).backend,
+            "backend": shard_encoder(plan.shard_jobs[0]).backend,
             "sha256": bpe.sha256,
             "vocab_size": bpe.size,
         },
