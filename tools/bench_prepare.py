@@ -1,6 +1,6 @@
 """How fast `prepare` is beside bare tiktoken on the same text, and whether memory grows with the corpus.
 
-    python tools/bench_prepare.py [--folder FOLDER] [--mib 48] [--rounds 3] [--skip-memory]
+    python tools/bench_prepare.py [--folder FOLDER] [--mib 128] [--rounds 3] [--skip-memory]
 
 Text: the documentation found in the running Python, written out once as text files, one document
 between blank lines. A: `tiktoken.Encoding.encode_ordinary(text)` over all documents, already in
@@ -152,7 +152,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--folder", type=Path, default=Path("bench_prepare"))
-    parser.add_argument("--mib", type=float, default=40.0)
+    parser.add_argument("--mib", type=float, default=128.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--skip-memory", action="store_true")
     arguments = parser.parse_args()

@@ -80,11 +80,17 @@ def sentence_lengths(
     Returns:
         int64 [sentences]; a sentence longer than `longest` is given in pieces.
     """
+    if not len(tokens):
+        return np.zeros(0, dtype=np.int64)
     newlines = np.flatnonzero(has_newline[tokens])
-    inner_ends = newlines[np.diff(newlines, append=len(tokens)) > 1] + 1
-    ends = np.append(inner_ends, len(tokens)) if len(tokens) else inner_ends
+    # The last of each run of newlines ends a sentence; np.diff would cost more than all the rest.
+    is_last = np.ones(len(newlines), dtype=np.bool_)
+    is_last[:-1] = newlines[1:] - newlines[:-1] > 1
+    ends = newlines[is_last] + 1
+    if not len(ends) or ends[-1] != len(tokens):
+        ends = np.append(ends, len(tokens))
     lengths = ends.copy()
-    lengths[1:] -= ends[:-1]  # np.diff with prepend costs as much as finding the ends
+    lengths[1:] -= ends[:-1]
     return limit_lengths(lengths, longest)
 
 

@@ -125,20 +125,25 @@ def bucket_texts(selection: Selection, rows: NDArray[Any]) -> Iterator[bytes]:
                     os.close(opened.popitem(last=False)[1])
                 opened[part] = os.open(selection.path(part).with_suffix(".text"), os.O_RDONLY)
             opened.move_to_end(part)
-            yield _read_exactly(opened[part], offset, length, selection.path(part))
+            text = _read_exactly(opened[part], offset, length)
+            if len(text) < length:
+                raise DataFault(
+                    f"{selection.path(part)}.text: ends before byte {offset + length}, which its "
+                    "index names",
+                    "remove the .prepare folder of this output, run prepare again",
+                )
+            yield text
     finally:
         for descriptor in opened.values():
             os.close(descriptor)
 
 
-def _read_exactly(descriptor: int, offset: int, length: int, path: Path) -> bytes:
+def _read_exactly(descriptor: int, offset: int, length: int) -> bytes:
+    """The bytes there; fewer only at the end of the file."""
     text = os.pread(descriptor, length, offset)
     while len(text) < length:  # one call gives at most 2 GiB
         more = os.pread(descriptor, length - len(text), offset + len(text))
         if not more:
-            raise DataFault(
-                f"{path}.text: ends before byte {offset + length}, which its index names",
-                "remove the .prepare folder of this output, run prepare again",
-            )
+            break
         text += more
     return text
