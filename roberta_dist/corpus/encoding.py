@@ -17,6 +17,7 @@ from roberta_dist.corpus.encode import Encoded, Encoder
 from roberta_dist.corpus.gather import Selection, bucket_rows, bucket_texts, drop_copies
 from roberta_dist.corpus.join import is_dropped
 from roberta_dist.corpus.manifest import PACK_DTYPE, Shard
+from roberta_dist.corpus.pool import frozen_heap
 from roberta_dist.corpus.sentences import Splitter
 from roberta_dist.corpus.shards import build_packs, write_shard
 from roberta_dist.corpus.statistics import Statistics
@@ -128,7 +129,8 @@ def encode_shard(job: ShardJob) -> None:
             yield document
 
     if len(rows):
-        written = write_shard(job.shard, build_packs(encoded(), job.pack_tokens))
+        with frozen_heap():
+            written = write_shard(job.shard, build_packs(encoded(), job.pack_tokens))
         result.packs = written.packs
         result.shard_bytes, result.sha256 = written.bytes, written.sha256
     buffer = io.BytesIO()

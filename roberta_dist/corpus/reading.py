@@ -11,6 +11,7 @@ from roberta_dist.corpus.document import Document
 from roberta_dist.corpus.filters import Drop, drop_reason
 from roberta_dist.corpus.minhash import Sketcher
 from roberta_dist.corpus.parts import part_name
+from roberta_dist.corpus.pool import frozen_heap
 from roberta_dist.corpus.sources import Unit, read_unit
 from roberta_dist.corpus.split import content_digest, is_held_out, place_digest
 from roberta_dist.corpus.spool import ORDINAL_BITS, PartSpool, part_spool
@@ -91,7 +92,8 @@ def read_part(job: PartJob) -> None:
     counts = ReadCounts()
     limit = job.corpus.max_mib * MIB or float("inf")
     path = job.folder / part_name(job.number)
-    with part_spool(path, sum(job.buckets.values()), job.corpus.near_duplicates) as spool:
+    slots = sum(job.buckets.values())
+    with frozen_heap(), part_spool(path, slots, job.corpus.near_duplicates) as spool:
         if not _is_beyond(job, limit):
             reader = _Reader(job, spool, counts)
             for unit in job.units:
