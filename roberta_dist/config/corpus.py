@@ -70,6 +70,10 @@ class CorpusConfig:
     """ISO 639-1 code of the language whose rules `splitter` follows."""
     deduplicate: bool = identity(True)
     """Drop documents whose text (NFC, whitespace folded) was seen before; counted."""
+    near_duplicates: bool = identity(False)
+    """Also drop all but the first of documents that are nearly the same; counted."""
+    near_duplicate_threshold: float = identity(0.8)
+    """Least Jaccard similarity of two documents' word 5-grams, estimated by MinHash."""
     held_out_fraction: float = identity(0.01)
     """Share of documents, chosen by content hash, kept for evaluation."""
     held_out_salt: str = identity("roberta_dist")
@@ -87,6 +91,12 @@ class CorpusConfig:
             "corpus.held_out_fraction",
             self.held_out_fraction,
             "must be in [0, 1)",
+        )
+        require(
+            0.5 <= self.near_duplicate_threshold <= 1.0,
+            "corpus.near_duplicate_threshold",
+            self.near_duplicate_threshold,
+            "must be in [0.5, 1]",
         )
         require(self.pack_mib > 0, "corpus.pack_mib", self.pack_mib, "must be positive")
         require(

@@ -10,6 +10,7 @@ from roberta_dist.config.data import DataConfig, MaskingConfig
 from roberta_dist.config.fields import free, group, require
 from roberta_dist.config.model import KernelsConfig, ModelConfig
 from roberta_dist.config.optim import OptimConfig, ScheduleConfig
+from roberta_dist.config.prepare import PrepareTaskConfig
 from roberta_dist.config.train import CheckpointConfig, EngineConfig, TrainConfig
 from roberta_dist.config.watch import EvaluateConfig, TrackConfig
 
@@ -20,6 +21,7 @@ class PrepareConfig:
 
     corpus: CorpusConfig = group(CorpusConfig)
     tokenizer: TokenizerConfig = group(TokenizerConfig)
+    prepare: PrepareTaskConfig = group(PrepareTaskConfig)
     output: str = free("corpora/docstrings")
     """Folder to write; a complete one with the same settings is left alone."""
     progress: bool = free(True)

@@ -13,21 +13,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import tiktoken
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from roberta_dist.corpus.bpe import Bpe, byte_alphabet
 from roberta_dist.corpus.pack import MAX_SENTENCE_TOKENS
 from roberta_dist.corpus.sentences import Splitter, limit_lengths
+from roberta_dist.corpus.tiktoken_bpe import WHITE, tiktoken_agrees, tiktoken_encoder
 from roberta_dist.units import KIB
 
 MAX_PIECE_BYTES = 64 * KIB
-GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
-"""GPT-2's cut of text into words (Radford et al. 2019), in the possessive form of tiktoken."""
-# Unicode White_Space, which is the `\s` of GPT-2's pattern; Python's own adds U+001C to U+001F.
-_WHITE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
-_BOUNDARY = re.compile(f"[^{_WHITE}](?=[{_WHITE}])")
+_BOUNDARY = re.compile(f"[^{WHITE}](?=[{WHITE}])")
 
 
 @dataclass(frozen=True)
@@ -84,10 +80,18 @@ def sentence_lengths(
     Returns:
         int64 [sentences]; a sentence longer than `longest` is given in pieces.
     """
-    newline = has_newline[tokens]
-    inner_ends = np.flatnonzero(newline[:-1] & ~newline[1:]) + 1
-    ends = np.append(inner_ends, len(tokens)) if len(tokens) else inner_ends
-    return limit_lengths(np.diff(ends, prepend=0), longest)
+    if not len(tokens):
+        return np.zeros(0, dtype=np.int64)
+    newlines = np.flatnonzero(has_newline[tokens])
+    # The last of each run of newlines ends a sentence; np.diff would cost more than all the rest.
+    is_last = np.ones(len(newlines), dtype=np.bool_)
+    is_last[:-1] = newlines[1:] - newlines[:-1] > 1
+    ends = newlines[is_last] + 1
+    if not len(ends) or ends[-1] != len(tokens):
+        ends = np.append(ends, len(tokens))
+    lengths = ends.copy()
+    lengths[1:] -= ends[:-1]
+    return limit_lengths(lengths, longest)
 
 
 class Encoder:
@@ -103,6 +107,7 @@ class Encoder:
 
     Attributes:
         backend: `tiktoken` or `tokenizers`.
+        vocab_size: rows of an embedding for the tokens.
     """
 
     def __init__(
@@ -111,6 +116,7 @@ class Encoder:
         longest_sentence: int = MAX_SENTENCE_TOKENS,
         splitter: Splitter | None = None,
     ) -> None:
+        self.vocab_size = bpe.size
         self._splitter = splitter
         self._token_bytes = _byte_lengths(bpe)
         self._longest = min(longest_sentence, MAX_SENTENCE_TOKENS)
@@ -118,7 +124,7 @@ class Encoder:
         self._cuts_are_exact = bpe.gpt2_pattern
         if tiktoken_agrees(bpe):
             self.backend = "tiktoken"
-            self._encode_piece = _tiktoken_encoder(bpe)
+            self._encode_piece = tiktoken_encoder(bpe)
         else:
             self.backend = "tokenizers"
             self._encode_piece = _tokenizers_encoder(bpe)
@@ -132,36 +138,15 @@ class Encoder:
             forced_cuts += forced
         if not self._cuts_are_exact:  # another pattern may match across a cut
             forced_cuts = max(0, len(parts) - 1)
-        tokens = np.concatenate(parts) if parts else np.zeros(0, dtype=np.uint16)
+        if len(parts) == 1:
+            tokens = parts[0]
+        else:
+            tokens = np.concatenate(parts) if parts else np.zeros(0, dtype=np.uint16)
         if self._splitter is None:
             lengths = sentence_lengths(tokens, self._has_newline, self._longest)
         else:
             lengths = self._splitter.lengths(text, self._token_bytes[tokens], self._longest)
         return Encoded(tokens, lengths, forced_cuts)
-
-
-def tiktoken_agrees(bpe: Bpe) -> bool:
-    """Whether tiktoken gives the tokens of the merges, for every text.
-
-    tiktoken merges any neighbours whose bytes together are a token; the merges name the pair. Both
-    agree if all bytes are tokens, no two merges have the same product and each product's own bytes
-    are merged into it: inside a longer word the same merges then happen in the same order, until
-    one crosses its ends.
-    """
-    products = [left + right for left, right in bpe.merges]
-    return (
-        bpe.gpt2_pattern
-        and all(character in bpe.vocab for character in byte_alphabet().values())
-        and len(set(products)) == len(products)
-        and all(
-            len(pieces := bpe.tokenizer.model.tokenize(product)) == 1 and pieces[0].value == product
-            for product in products
-        )
-    )
-
-
-def _token_bytes() -> dict[str, int]:
-    return {character: byte for byte, character in byte_alphabet().items()}
 
 
 def _newline_table(bpe: Bpe) -> NDArray[np.bool_]:
@@ -177,25 +162,6 @@ def _byte_lengths(bpe: Bpe) -> NDArray[np.int64]:
     table = np.zeros(bpe.size, dtype=np.int64)
     table[list(bpe.vocab.values())] = [len(token) for token in bpe.vocab]
     return table
-
-
-def _tiktoken_encoder(bpe: Bpe) -> Callable[[str], NDArray[np.uint16]]:
-    to_byte = _token_bytes()
-    tokens = [*byte_alphabet().values(), *(left + right for left, right in bpe.merges)]
-    # tiktoken's rank is the order of merging, which RoBERTa's published ids do not follow.
-    ranks = {bytes(to_byte[c] for c in token): rank for rank, token in enumerate(tokens)}
-    ids = np.array([bpe.vocab[token] for token in tokens], dtype=np.uint16)
-    encoding = tiktoken.Encoding(
-        "roberta_dist", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={}
-    )
-
-    def encode(piece: str) -> NDArray[np.uint16]:
-        ranked: NDArray[np.uint32] = encoding.encode_to_numpy(
-            piece, allowed_special=set(), disallowed_special=()
-        )
-        return ids[ranked]
-
-    return encode
 
 
 def _tokenizers_encoder(bpe: Bpe) -> Callable[[str], NDArray[np.uint16]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,15 @@ from numpy.typing import NDArray
 
 from roberta_dist.corpus.bpe import load_bpe
 from roberta_dist.corpus.encode import Encoded, Encoder
+from roberta_dist.corpus.gather import Selection, bucket_rows, bucket_texts, drop_copies
+from roberta_dist.corpus.join import is_dropped
 from roberta_dist.corpus.manifest import PACK_DTYPE, Shard
+from roberta_dist.corpus.pool import frozen_heap
 from roberta_dist.corpus.sentences import Splitter
 from roberta_dist.corpus.shards import build_packs, write_shard
-from roberta_dist.corpus.spool import bucket_name, bucket_order, bucket_texts
 from roberta_dist.corpus.statistics import Statistics
 from roberta_dist.errors import DataFault
-from roberta_dist.runtime.files import atomic_write, file_sha256
+from roberta_dist.runtime.files import atomic_write
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,8 @@ class ShardJob:
 
     Attributes:
         output: CORPUS.
-        spool: folder of the buckets.
+        selection: the parts to gather from.
+        drops: list of near duplicates.
         done: folder of the results; a result there means the shard is complete.
         pack_tokens: most tokens in a pack.
         split_language: language of the sentence splitter; None ends sentences at line breaks.
@@ -37,7 +41,8 @@ class ShardJob:
     split: str
     bucket: int
     output: Path
-    spool: Path
+    selection: Selection
+    drops: Path
     done: Path
     pack_tokens: int
     deduplicate: bool
@@ -46,7 +51,7 @@ class ShardJob:
     @property
     def name(self) -> str:
         """`train-000003`."""
-        return bucket_name(self.split, self.bucket)
+        return f"{self.split}-{self.bucket:06d}"
 
     @property
     def shard(self) -> Path:
@@ -55,7 +60,7 @@ class ShardJob:
 
     @property
     def result(self) -> Path:
-        """What the join needs to know of the shard."""
+        """What the merge needs to know of the shard."""
         return self.done / f"{self.name}.npz"
 
 
@@ -72,10 +77,29 @@ class ShardResult:
     statistics: Statistics
     documents: int = 0
     duplicates: int = 0
+    near_duplicates: int = 0
     forced_cuts: int = 0
     text_bytes: int = 0
     shard_bytes: int = 0
     sha256: str = ""
+
+
+def shard_encoder(job: ShardJob) -> Encoder:
+    """The encoder of the corpus."""
+    written_ns = (job.output / "tokenizer" / "vocab.json").stat().st_mtime_ns
+    return _encoder(job.output, written_ns, job.pack_tokens, job.split_language)
+
+
+@lru_cache(maxsize=1)
+def _encoder(
+    output: Path, written_ns: int, pack_tokens: int, split_language: str | None
+) -> Encoder:
+    """Building one takes half a second, so a process keeps the last.
+
+    `written_ns`, when the tokenizer was written, tells one in the same folder from another.
+    """
+    splitter = None if split_language is None else Splitter(split_language)
+    return Encoder(load_bpe(output / "tokenizer"), pack_tokens, splitter)
 
 
 def encode_shard(job: ShardJob) -> None:
@@ -84,30 +108,31 @@ def encode_shard(job: ShardJob) -> None:
     Raises:
         StorageError: the disk is full or the folder cannot be written.
     """
-    bpe = load_bpe(job.output / "tokenizer")
-    splitter = None if job.split_language is None else Splitter(job.split_language)
-    encoder = Encoder(bpe, job.pack_tokens, splitter)
-    rows, duplicates = bucket_order(job.spool, job.name, job.deduplicate)
+    encoder = shard_encoder(job)
+    gathered = bucket_rows(job.selection, job.selection.bucket_number(job.split, job.bucket))
+    distinct = drop_copies(gathered) if job.deduplicate else gathered
+    rows = distinct[~is_dropped(distinct["position"], job.drops)]
     result = ShardResult(
         packs=np.zeros(0, dtype=PACK_DTYPE),
-        statistics=Statistics.empty(bpe.size),
+        statistics=Statistics.empty(encoder.vocab_size),
         documents=len(rows),
-        duplicates=duplicates,
+        duplicates=len(gathered) - len(distinct),
+        near_duplicates=len(distinct) - len(rows),
         text_bytes=int(rows["length"].sum()),
     )
 
     def encoded() -> Iterator[Encoded]:
-        texts = bucket_texts(job.spool, job.name, rows)
-        for text, text_bytes in zip(texts, rows["length"].tolist(), strict=True):
-            document = encoder.encode(text)
+        for text in bucket_texts(job.selection, rows):
+            document = encoder.encode(text.decode("utf-8"))
             result.forced_cuts += document.forced_cuts
-            result.statistics.add_document(document, text_bytes)
+            result.statistics.add_document(document, len(text))
             yield document
 
     if len(rows):
-        result.packs = write_shard(job.shard, build_packs(encoded(), job.pack_tokens))
-        result.shard_bytes = job.shard.stat().st_size
-        result.sha256 = file_sha256(job.shard)
+        with frozen_heap():
+            written = write_shard(job.shard, build_packs(encoded(), job.pack_tokens))
+        result.packs = written.packs
+        result.shard_bytes, result.sha256 = written.bytes, written.sha256
     buffer = io.BytesIO()
     stored: dict[str, Any] = {**vars(result), **result.statistics.to_arrays()}
     del stored["statistics"]

@@ -22,7 +22,7 @@ from roberta_dist.corpus.storage import Content, LocalStore, Store
 from roberta_dist.errors import ConfigError, DataFault
 from roberta_dist.runtime.files import atomic_write, write_json
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 """A file of the split's own folder and nothing else: no path, nothing a shell would read."""
 
@@ -37,10 +37,12 @@ PACK_DTYPE = np.dtype(
         ("tokens", "<u4"),
         ("blocks_128", "<u4"),
         ("blocks_512", "<u4"),
+        ("first_document", "<u8"),
     ]
 )
-"""One row a pack: payload position inside its shard, checksum, contents, and the number of
-`full_sentences` rows of length 128 and 512 (others are counted when first asked for)."""
+"""One row a pack: payload position inside its shard, checksum, contents, the number of
+`full_sentences` rows of length 128 and 512 (others are counted when first asked for), and the
+number within the split of its first document (one that continues keeps its number)."""
 
 
 @dataclass(frozen=True)

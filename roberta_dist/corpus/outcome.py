@@ -84,10 +84,9 @@ def describe(report: dict[str, Any]) -> str:
     text_bytes = sum(facts["text_bytes"] for facts in splits)
     held_out = report["splits"].get("held_out", {"text_bytes": 0})["text_bytes"]
     lines += [
-        f"read {read['documents']} documents, kept {read['text_bytes'] / 1e6:.1f} MB: "
-        f"{read['empty']} empty{_filtered(read)}, "
-        f"{sum(facts['duplicates'] for facts in splits)} duplicates, "
-        f"{read['repaired']} with invalid Unicode replaced, "
+        _accounts(read, [*splits]),
+        f"{read['repaired']} with invalid Unicode replaced, {read['cut']} cuts of over-long ones, "
+        f"{read['ignored']} tar members of other kinds, "
         f"{sum(facts['forced_cuts'] for facts in splits)} forced cuts; "
         f"held out {100 * held_out / text_bytes:.2f} % of the text",
         f"tokenizer: {tokenizer['vocab_size']} entries, encoded through {tokenizer['backend']}",
@@ -98,12 +97,21 @@ def describe(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _filtered(read: dict[str, Any]) -> str:
-    """Counts that most corpora have none of."""
-    words = {
-        "too_short": "too short",
-        "other_language": "in other languages",
-        "cut": "cuts of over-long ones",
-        "ignored": "tar members of other kinds",
+def _accounts(read: dict[str, Any], splits: list[dict[str, Any]]) -> str:
+    """Where every document went; the merge has checked that the numbers add up."""
+    kept = sum(facts["documents"] for facts in splits)
+    duplicates = sum(facts["duplicates"] for facts in splits)
+    near = sum(facts["near_duplicates"] for facts in splits)
+    reasons = {
+        "empty": read["empty"],
+        "too short": read["too_short"],
+        "in other languages": read["other_language"],
+        "duplicates": duplicates,
+        "near duplicates": near,
+        "beyond corpus.max_mib": read["beyond_max_mib"],
     }
-    return "".join(f", {read[key]} {said}" for key, said in words.items() if read[key])
+    dropped = [f"{count} {name}" for name, count in reasons.items() if count]
+    return (
+        f"read {read['documents']} documents, {read['text_bytes'] / 1e6:.1f} MB of text = "
+        + " + ".join([f"{kept} kept", *dropped])
+    )

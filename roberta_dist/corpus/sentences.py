@@ -104,6 +104,8 @@ def _byte_offsets(text: str, places: list[int]) -> NDArray[np.int64]:
 
 def limit_lengths(lengths: NDArray[np.int64], longest: int) -> NDArray[np.int64]:
     """`lengths` with those over `longest` in pieces of it, the last one the rest."""
+    if not lengths.size or lengths.max() <= longest:
+        return lengths
     pieces = -(-lengths // longest)
     limited = np.full(int(pieces.sum()), longest, dtype=np.int64)
     last = np.cumsum(pieces) - 1

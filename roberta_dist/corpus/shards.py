@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import zlib
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,11 +86,38 @@ def build_packs(documents: Iterable[Encoded], pack_tokens: int) -> Iterator[Pack
         yield builder.close(continues_next=False)
 
 
-def write_shard(path: Path, packs: Iterable[Pack]) -> NDArray[Any]:
-    """Write a tar of packs, whole or not at all; equal packs give equal bytes.
+class _Hashing(io.RawIOBase):
+    """A file to write, hashed on the way."""
 
-    Returns:
-        One row of PACK_DTYPE a pack; `shard` is 0.
+    def __init__(self, handle: BinaryIO) -> None:
+        self._handle = handle
+        self.sha256 = hashlib.sha256()
+        self.bytes = 0
+
+    def write(self, data: Any) -> int:
+        """Write all of `data`."""
+        self.sha256.update(data)
+        self.bytes += len(data)
+        return self._handle.write(data)
+
+
+@dataclass(frozen=True)
+class WrittenShard:
+    """A complete shard.
+
+    Attributes:
+        packs: one row of PACK_DTYPE a pack; `shard` is 0, `first_document` counts in the shard.
+        bytes: of the file.
+        sha256: of the bytes as they were written.
+    """
+
+    packs: NDArray[Any]
+    bytes: int
+    sha256: str
+
+
+def write_shard(path: Path, packs: Iterable[Pack]) -> WrittenShard:
+    """Write a tar of packs, whole or not at all; equal packs give equal bytes.
 
     Raises:
         StorageError: the disk is full or the folder cannot be written.
@@ -95,16 +125,22 @@ def write_shard(path: Path, packs: Iterable[Pack]) -> NDArray[Any]:
     from webdataset import TarWriter  # brings torch along: only who writes a shard waits for it
 
     rows: list[tuple[int, ...]] = []
-    with atomic_file(path) as handle, TarWriter(handle, encoder=False, mtime=0) as writer:
-        for number, pack in enumerate(packs):
-            payload = encode_pack(pack)
-            writer.write({"__key__": f"{number:08d}", MEMBER_SUFFIX: payload})
-            padded = -(-len(payload) // _TAR_BLOCK) * _TAR_BLOCK
-            rows.append(_row(pack, payload, int(writer.tarstream.offset) - padded))
-    return np.array(rows, dtype=PACK_DTYPE)
+    documents = 0
+    with atomic_file(path) as handle:
+        hashing = _Hashing(handle)
+        with TarWriter(hashing, encoder=False, mtime=0) as writer:
+            for number, pack in enumerate(packs):
+                payload = encode_pack(pack)
+                writer.write({"__key__": f"{number:08d}", MEMBER_SUFFIX: payload})
+                padded = -(-len(payload) // _TAR_BLOCK) * _TAR_BLOCK
+                first = documents - pack.continues_previous
+                rows.append(_row(pack, payload, int(writer.tarstream.offset) - padded, first))
+                documents = first + len(pack.document_ends)
+    table = np.array(rows, dtype=PACK_DTYPE)
+    return WrittenShard(table, hashing.bytes, hashing.sha256.hexdigest())
 
 
-def _row(pack: Pack, payload: bytes, offset: int) -> tuple[int, ...]:
+def _row(pack: Pack, payload: bytes, offset: int, first_document: int) -> tuple[int, ...]:
     return (
         0,
         offset,
@@ -115,4 +151,5 @@ def _row(pack: Pack, payload: bytes, offset: int) -> tuple[int, ...]:
         len(pack.tokens),
         len(full_sentence_bounds(pack, 128)),
         len(full_sentence_bounds(pack, 512)),
+        first_document,
     )

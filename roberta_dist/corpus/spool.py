@@ -1,26 +1,50 @@
-"""Documents on disk between reading and encoding, dealt to buckets by their place in the shuffle.
+"""Documents on disk between reading and encoding: three files a part, whatever the buckets.
 
-A bucket holds a range of places and becomes one shard, so memory is bounded by a bucket's index and
-tokens, whatever the size of the corpus. Two files each: the texts one after another, and an index
-with one row a document in source order.
+    part-00003.text     the texts; every flush of the buffer writes a run, grouped by bucket
+    part-00003.index    one row of INDEX_DTYPE a text, in the same order
+    part-00003.runs     uint64 [runs, buckets + 1]: where each bucket's rows begin in each run
+
+and, where near duplicates are looked for, in the order of the index, run by run,
+
+    part-00003.bands        uint64 [bands, rows of the run]
+    part-00003.signatures   uint32 [rows, 128]
+
+A bucket holds a range of places in the shuffle and becomes one shard. Buckets of both splits are
+numbered together: training first.
 """
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from roberta_dist.runtime.files import fsync_file, storage_errors
+from roberta_dist.corpus.minhash import write_sketches
+from roberta_dist.runtime.files import atomic_file, storage_errors
 from roberta_dist.units import MIB
 
 INDEX_DTYPE = np.dtype(
-    [("place_high", "<u8"), ("place_low", "<u8"), ("offset", "<u8"), ("length", "<u8")]
+    [
+        ("place_high", "<u8"),
+        ("place_low", "<u8"),
+        ("position", "<u8"),
+        ("offset", "<u8"),
+        ("length", "<u8"),
+    ]
 )
-BUFFER_BYTES = 128 * MIB
+"""Place in the shuffle; position in the source (unit number * 2**32 + ordinal in the unit); where
+the text lies in the part's text file."""
+ORDINAL_BITS = 32
+SUFFIXES = (".text", ".index", ".runs")
+SKETCH_SUFFIXES = (".bands", ".signatures")
+BUFFER_BYTES = 64 * MIB
+DOCUMENT_OVERHEAD = 100
+"""Bytes that a buffered document takes beside its text: its object, its row."""
 TEXT_BYTES_PER_TOKEN_BYTE = 2
 """Rough: English text has about 4 bytes a token, and a token is stored in 2."""
 SMALL_SHARD_PACKS = 16
@@ -38,91 +62,105 @@ def bucket_count(text_bytes: float, shard_mib: float, pack_mib: float) -> int:
     return int(max(1, wanted, small))
 
 
-def bucket_name(split: str, bucket: int) -> str:
-    """`train-000003`."""
-    return f"{split}-{bucket:06d}"
-
-
-class Spool:
-    """Writes the buckets.
+class PartSpool:
+    """Writes one part through a buffer; use `part_spool`.
 
     Args:
-        folder: where; created.
-        buckets: number of buckets of each split.
+        path: folder and name of the part, without suffix.
+        buckets: number of buckets, both splits together.
+        files: suffix → open file.
     """
 
-    def __init__(self, folder: Path, buckets: dict[str, int]) -> None:
-        self._folder = folder
+    def __init__(self, path: Path, buckets: int, files: dict[str, BinaryIO]) -> None:
+        self._path = path
         self._buckets = buckets
-        self._texts: dict[str, list[bytes]] = {}
-        self._rows: dict[str, list[tuple[int, int, int, int]]] = {}
-        self._offsets: dict[str, int] = {}
-        self._buffered = 0
-        with storage_errors(folder):
-            folder.mkdir(parents=True)
-            for split, count in buckets.items():
-                for bucket in range(count):
-                    self._begin(bucket_name(split, bucket))
+        self._files = files
+        self._texts: list[bytes] = []
+        self._sketches: list[bytes] = []
+        self._facts = array("Q")  # bucket, place, position, length of each buffered text
+        self._buffered = self._offset = self._rows = 0
 
-    def _begin(self, name: str) -> None:
-        for suffix in ("text", "index"):
-            (self._folder / f"{name}.{suffix}").touch()
-        self._texts[name], self._rows[name], self._offsets[name] = [], [], 0
-
-    def add(self, split: str, place: bytes, text: bytes) -> None:
+    def add(
+        self, bucket: int, place: bytes, position: int, text: bytes, sketch: bytes = b""
+    ) -> None:
         """Append one document.
 
         Raises:
             StorageError: the disk is full or the folder cannot be written.
         """
         high, low = int.from_bytes(place[:8], "big"), int.from_bytes(place[8:], "big")
-        name = bucket_name(split, high * self._buckets[split] >> 64)
-        self._texts[name].append(text)
-        self._rows[name].append((high, low, self._offsets[name], len(text)))
-        self._offsets[name] += len(text)
-        self._buffered += len(text) + INDEX_DTYPE.itemsize
+        self._texts.append(text)
+        self._facts.extend((bucket, high, low, position, len(text)))
+        if sketch:
+            self._sketches.append(sketch)
+        self._buffered += len(text) + len(sketch) + DOCUMENT_OVERHEAD
         if self._buffered >= BUFFER_BYTES:
-            self._flush()
+            self.flush()
 
-    def _flush(self) -> None:
-        for name, texts in self._texts.items():
-            if not texts:
-                continue
-            path = self._folder / f"{name}.text"
-            with storage_errors(path), open(path, "ab") as text_file:
-                text_file.writelines(texts)
-            with storage_errors(path), open(path.with_suffix(".index"), "ab") as index_file:
-                index_file.write(np.array(self._rows[name], dtype=INDEX_DTYPE).tobytes())
-            self._texts[name], self._rows[name] = [], []
-        self._buffered = 0
+    def flush(self) -> None:
+        """Write what is buffered, as one run."""
+        if not self._texts:
+            return
+        facts = np.frombuffer(self._facts, dtype=np.uint64).reshape(-1, 5)
+        order = np.argsort(facts[:, 0], kind="stable")
+        facts = facts[order]
+        lengths = facts[:, 4]
+        rows = np.empty(len(facts), dtype=INDEX_DTYPE)
+        rows["place_high"], rows["place_low"], rows["position"] = facts[:, 1:4].T
+        rows["length"] = lengths
+        rows["offset"] = self._offset + np.cumsum(lengths) - lengths
+        starts = self._rows + np.searchsorted(facts[:, 0], np.arange(self._buckets + 1))
+        with storage_errors(self._path):
+            self._files[".text"].writelines(self._texts[number] for number in order.tolist())
+            self._files[".index"].write(rows.tobytes())
+            self._files[".runs"].write(starts.astype("<u8").tobytes())
+            if self._sketches:
+                sketches = [self._sketches[number] for number in order.tolist()]
+                write_sketches(self._files[".bands"], self._files[".signatures"], sketches)
+        self._offset += int(lengths.sum())
+        self._rows += len(rows)
+        self._texts, self._sketches, self._facts, self._buffered = [], [], array("Q"), 0
 
-    def close(self) -> None:
-        """Write what is buffered and make it durable."""
-        self._flush()
-        for name in self._texts:
-            for suffix in ("text", "index"):
-                path = self._folder / f"{name}.{suffix}"
-                with storage_errors(path):
-                    fsync_file(path)
 
+@contextmanager
+def part_spool(path: Path, buckets: int, sketches: bool) -> Iterator[PartSpool]:
+    """A part to write; its files appear, complete and durable, when the block is through.
 
-def bucket_order(folder: Path, name: str, deduplicate: bool) -> tuple[NDArray[Any], int]:
-    """Rows of INDEX_DTYPE in shuffled order, and how many duplicates were left out.
-
-    Of documents with one place, that is one content, the first in source order is kept.
+    Raises:
+        StorageError: the disk is full or the folder cannot be written.
     """
-    rows = np.fromfile(folder / f"{name}.index", dtype=INDEX_DTYPE)
-    rows = rows[np.lexsort((rows["place_low"], rows["place_high"]))]
-    if not deduplicate or len(rows) == 0:
-        return rows, 0
-    places = rows[["place_high", "place_low"]]
-    first = np.append(True, places[1:] != places[:-1])
-    return rows[first], int(len(rows) - first.sum())
+    with ExitStack() as stack:
+        suffixes = SUFFIXES + SKETCH_SUFFIXES * sketches
+        files = {
+            suffix: stack.enter_context(atomic_file(path.with_suffix(suffix)))
+            for suffix in suffixes
+        }
+        spool = PartSpool(path, buckets, files)
+        yield spool
+        spool.flush()
 
 
-def bucket_texts(folder: Path, name: str, rows: NDArray[Any]) -> Iterator[str]:
-    """The texts of `rows`."""
-    with open(folder / f"{name}.text", "rb") as texts:
-        for offset, length in zip(rows["offset"].tolist(), rows["length"].tolist(), strict=True):
-            texts.seek(offset)
-            yield texts.read(length).decode("utf-8")
+def read_runs(path: Path, bucket: int, buckets: int) -> NDArray[np.uint64]:
+    """Rows of `bucket` in each run of the part at `path`: uint64 [runs, 2], first and end."""
+    width = 8 * (buckets + 1)
+    found = []
+    with open(path.with_suffix(".runs"), "rb") as runs:
+        for start in range(8 * bucket, runs.seek(0, 2), width):
+            runs.seek(start)
+            found.append(np.frombuffer(runs.read(16), dtype="<u8"))
+    return np.array(found, dtype=np.uint64).reshape(-1, 2)
+
+
+def read_bucket(path: Path, bucket: int, buckets: int) -> NDArray[np.void]:
+    """Rows of INDEX_DTYPE of `bucket` in the part at `path`, in no order."""
+    pieces = [
+        np.fromfile(
+            path.with_suffix(".index"),
+            dtype=INDEX_DTYPE,
+            count=int(end - first),
+            offset=int(first) * INDEX_DTYPE.itemsize,
+        )
+        for first, end in read_runs(path, bucket, buckets)
+        if end > first
+    ]
+    return np.concatenate(pieces) if pieces else np.zeros(0, dtype=INDEX_DTYPE)

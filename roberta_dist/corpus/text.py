@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from roberta_dist.config.corpus import DocumentUnit
+from roberta_dist.corpus.blocks import block_pieces, rest_of_block
 from roberta_dist.corpus.document import (
     CHUNK_BYTES,
     Document,
@@ -40,22 +41,25 @@ def read_text(
     if unit is DocumentUnit.file:
         yield from documents_of(str(path), read_chunks(path), limit)
         return
-    blocks = _Blocks(path, start, end, each_line=unit is DocumentUnit.line)
-    while (name := blocks.next_name()) is not None:
-        yield from documents_of(name, blocks.chunks(), limit)
+    if unit is DocumentUnit.blank_line:
+        pieces = block_pieces(read_chunks(path))
+        for line, piece, last in pieces:
+            yield from documents_of(f"{path}:{line}", rest_of_block(piece, last, pieces), limit)
+        return
+    lines = _Lines(path, start, end)
+    while (name := lines.next_name()) is not None:
+        yield from documents_of(name, lines.chunks(), limit)
 
 
-class _Blocks:
-    """Runs of lines (or single lines) of a file that are not blank, streamed: at any time about one
-    piece of a line is held.
+class _Lines:
+    """Lines of a file that are not blank, streamed: at any time about one piece of a line is held.
 
     A line longer than a piece is never blank.
     """
 
-    def __init__(self, path: Path, start: int, end: int | None, each_line: bool) -> None:
+    def __init__(self, path: Path, start: int, end: int | None) -> None:
         self._name = _line_name(path, start, end)
         self._pieces = read_pieces(path, start, end)
-        self._each_line = each_line
         self._number = 0
         self._ahead: tuple[int, bytes, bool] | None = None
         self._step()
@@ -70,18 +74,18 @@ class _Blocks:
         return begins and not piece.strip() and len(piece) < CHUNK_BYTES
 
     def next_name(self) -> str | None:
-        """The name of the next block; None at the end."""
+        """The name of the next line; None at the end."""
         while self._ahead is not None and self._blank():
             self._step()
         return None if self._ahead is None else self._name(self._number, self._ahead[0])
 
     def chunks(self) -> Iterator[bytes]:
-        """The bytes of the block, without the line ends after its last line."""
+        """The bytes of the line, without its end."""
         line_end = b""
         first = True
         while self._ahead is not None:
             _, piece, begins = self._ahead
-            if begins and not first and (self._each_line or self._blank()):
+            if begins and not first:
                 return
             body = piece.rstrip(b"\r\n")
             if body:

@@ -26,7 +26,8 @@ from roberta_dist.corpus.bpe import Bpe, train_bpe
 from roberta_dist.corpus.manifest import read_manifest
 from roberta_dist.corpus.pack import decode_pack
 from roberta_dist.corpus.packing import full_sentence_bounds
-from roberta_dist.corpus.prepare import LONGEST_TRAINING_PIECE, prepare
+from roberta_dist.corpus.phases import LONGEST_TRAINING_PIECE
+from roberta_dist.corpus.prepare import prepare
 from roberta_dist.errors import ConfigError, DataFault, StorageError
 
 pytestmark = pytest.mark.unit
@@ -161,8 +162,8 @@ def test_workers_do_not_change_the_output(corpus: Path, jsonl: Path, tmp_path: P
 
 
 MOMENTS = {
-    "while reading": ".prepare/spool/*.text",
-    "after reading": ".prepare/spool.json",
+    "while reading": ".prepare/parts/.*.text.*",
+    "after reading": ".prepare/parts/part-00000.json",
     "with the tokenizer half written": "tokenizer/tokenizer.json",
     "after the first shard": ".prepare/done/*.npz",
     "after a held-out shard": ".prepare/done/held_out-*.npz",
@@ -217,7 +218,7 @@ def test_a_changed_source_is_read_again(texts: list[str], tmp_path: Path) -> Non
     source.write_text("\n".join(json.dumps({"text": text}) for text in texts[:300]))
     arguments = settings("jsonl", source, tmp_path / "c")
     killed = process(arguments)
-    while not (tmp_path / "c/.prepare/spool.json").exists() and killed.poll() is None:
+    while not (tmp_path / "c/.prepare/parts/part-00000.json").exists() and killed.poll() is None:
         time.sleep(0.001)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
@@ -298,7 +299,7 @@ def test_the_tokenizer_never_trains_on_endless_words(
         seen.extend(len(text.encode()) for text in kept)
         return train_bpe(iter(kept), vocab_size)
 
-    monkeypatch.setattr("roberta_dist.corpus.prepare.train_bpe", train)
+    monkeypatch.setattr("roberta_dist.corpus.phases.train_bpe", train)
     run(settings("text", tmp_path / "s", tmp_path / "c"))
     report = json.loads((tmp_path / "c/prepare.json").read_text())
     assert report["read"]["documents"] == 402
@@ -353,7 +354,10 @@ def test_folders_that_are_not_ours_are_not_touched(jsonl: Path, tmp_path: Path) 
 def test_a_second_prepare_is_kept_out(jsonl: Path, tmp_path: Path) -> None:
     from roberta_dist.corpus.workfolder import locked
 
-    with locked(tmp_path / "c"), pytest.raises(ConfigError, match="another prepare"):
+    with (
+        locked(tmp_path / "c", exclusive=False),
+        pytest.raises(ConfigError, match="another prepare"),
+    ):
         run(settings("jsonl", jsonl, tmp_path / "c"))
 
 

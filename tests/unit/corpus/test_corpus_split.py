@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +16,12 @@ pytestmark = pytest.mark.unit
 @given(words=st.lists(st.text(min_size=1), min_size=1), gap=st.sampled_from([" ", "\n\n", "\t "]))
 def test_spacing_does_not_count(words: list[str], gap: str) -> None:
     assert content_digest(gap + gap.join(words), "s") == content_digest(" ".join(words), "s")
+
+
+@given(st.one_of(st.text(), st.text(alphabet=[chr(code) for code in range(128)])))
+def test_the_digest_is_that_of_the_normalised_text(text: str) -> None:
+    content = b"s\0" + normalise(text).encode("utf-8")
+    assert content_digest(text, "s") == hashlib.sha256(content).digest()[:16]
 
 
 def test_composed_and_decomposed_are_one_text() -> None:
@@ -45,5 +53,5 @@ def test_a_larger_fraction_keeps_what_a_smaller_one_held_out() -> None:
 
 def test_copies_have_places_of_their_own_only_where_they_are_kept() -> None:
     digest = content_digest("same", "s")
-    assert place_digest(digest, 0) == digest
+    assert place_digest(digest, None) == digest
     assert len({place_digest(digest, n) for n in range(100)}) == 100

@@ -80,7 +80,7 @@ def write_shard(folder, packs):
         payload = encode_pack(pack)
         data += b"\0" * 513
         crc = zlib.crc32(payload)
-        entries.append((0, len(data), len(payload), crc, 1, 1, len(pack.tokens), 1, 1))
+        entries.append((0, len(data), len(payload), crc, 1, 1, len(pack.tokens), 1, 1, 0))
         data += payload
     (folder / "shard-000000.tar").write_bytes(data)
     return Manifest(
