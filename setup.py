@@ -55,6 +55,7 @@ setup(
     ],
     extras_require={
         **EXTRAS,
+        "gs": ["gcsfs>=2024.6"],
         "test": [
             *(package for packages in EXTRAS.values() for package in packages),
             *("pytest", "hypothesis", "ruff", "mypy", "setuptools>=68", "wheel", "moto[server]>=5"),
