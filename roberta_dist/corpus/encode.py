@@ -83,14 +83,16 @@ def sentence_lengths(
     if not len(tokens):
         return np.zeros(0, dtype=np.int64)
     newlines = np.flatnonzero(has_newline[tokens])
-    # The last of each run of newlines ends a sentence; np.diff would cost more than all the rest.
-    is_last = np.ones(len(newlines), dtype=np.bool_)
-    is_last[:-1] = newlines[1:] - newlines[:-1] > 1
-    ends = newlines[is_last] + 1
-    if not len(ends) or ends[-1] != len(tokens):
-        ends = np.append(ends, len(tokens))
-    lengths = ends.copy()
-    lengths[1:] -= ends[:-1]
+    ends = np.empty(len(newlines) + 1, dtype=np.int64)
+    ends[:-1] = newlines + 1
+    ends[-1] = len(tokens) + 1
+    # The last of each run of newlines ends a sentence, and so does the document. (np.diff and
+    # np.append would cost more than all the rest.)
+    is_end = np.ones(len(ends), dtype=np.bool_)
+    is_end[:-1] = ends[1:] - ends[:-1] > 1
+    ends[-1] = len(tokens)
+    lengths = ends[is_end]
+    lengths[1:] = lengths[1:] - lengths[:-1]
     return limit_lengths(lengths, longest)
 
 

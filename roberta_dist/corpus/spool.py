@@ -42,7 +42,7 @@ the text lies in the part's text file."""
 ORDINAL_BITS = 32
 SUFFIXES = (".text", ".index", ".runs")
 SKETCH_SUFFIXES = (".bands", ".signatures")
-BUFFER_BYTES = 64 * MIB
+BUFFER_BYTES = 32 * MIB
 DOCUMENT_OVERHEAD = 100
 """Bytes that a buffered document takes beside its text: its object, its row."""
 TEXT_BYTES_PER_TOKEN_BYTE = 2

@@ -58,7 +58,7 @@ def build_split(folder: Path, seed: int = 0) -> Manifest:
     for number in range(SHARDS):
         path = folder / f"shard-{number:06d}.tar"
         sizes = [40 if i % 2 else 30 + number + i for i in range(PACKS)]
-        packs = write_shard(path, [some_pack(rng, size) for size in sizes])
+        packs = write_shard(path, [some_pack(rng, size) for size in sizes]).packs
         packs["shard"] = number
         rows.append(packs)
         shards.append(Shard(path.name, path.stat().st_size, file_sha256(path)))
