@@ -201,7 +201,8 @@ def test_filters_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert read["other_language"] == 8 and read["too_short"] == 5 and read["cut"] == 3
     assert read["documents"] == len(rows) + 3
     said = capsys.readouterr().out
-    assert "5 too short, 8 in other languages, 3 cuts of over-long ones" in said
+    assert "kept + 5 too short + 8 in other languages\n" in said
+    assert "3 cuts of over-long ones" in said
     documents, _ = decoded(tmp_path / "c")
     assert (
         sum(text.count("word ") for text in documents)
