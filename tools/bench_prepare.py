@@ -151,7 +151,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--folder", type=Path, default=Path("bench_prepare"))
+    parser.add_argument("--folder", type=Path, default=Path("outputs/bench_prepare"))
     parser.add_argument("--mib", type=float, default=128.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--skip-memory", action="store_true")
