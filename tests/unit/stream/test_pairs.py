@@ -190,7 +190,9 @@ def test_half_of_the_pairs_are_next_and_negatives_are_uniform():
         cut = row.tolist().index(SPECIAL.eos)
         parts.append(cut - 1)
         if label == NOT_NEXT:
-            others.append((int(row[cut + 2]) - 10) // 14)
+            document, place = divmod(int(row[cut + 2]) - 10, 14)
+            others.append(document)
+            assert place in (3, 7, 12)  # B is the latter part of a chunk, from a sentence on
     sigma = np.sqrt(draws) / 2
     assert abs(labels.count(IS_NEXT) - draws / 2) < 4 * sigma
     shares = np.bincount(others, minlength=12)

@@ -149,6 +149,12 @@ def test_adding_a_phase_moves_no_row_before_it():
         assert ours.tolist() == theirs.tolist()
 
 
+def test_a_phase_at_the_first_step_takes_the_place_of_the_base():
+    data = DataConfig(sequence_length=128, phases=[Phase(from_step=0, global_batch_size=9)])
+    (segment,) = make_plan(data, 16, (1.0,)).segments
+    assert (segment.first_row, segment.rows) == (0, 9)
+
+
 def test_short_rows_are_scaled():
     plan = make_plan(DATA, 16, WEIGHTS, fill=lambda length, weights: 1.5 if length == 128 else 1.25)
     assert plan.batch_rows(0) == 24
