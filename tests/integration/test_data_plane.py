@@ -168,3 +168,13 @@ def test_a_damaged_pack_stops_the_run_or_is_left_out_on_all_ranks(tmp_path):
     ranks.wait()
     finish(config, 2, "attempt_001")
     assert deterministic(killed) == deterministic(runs[2])
+
+
+def test_training_text_as_held_out_text_stops_the_run(tmp_path, corpora):
+    corpus = tmp_path / "leaking"
+    shutil.copytree(corpora[0], corpus)
+    shutil.rmtree(corpus / "held_out")
+    shutil.copytree(corpus / "train", corpus / "held_out")
+    ranks = start(write_config(tmp_path / "run", corpus, *SHORT), 1)
+    assert ranks.wait() == [3]
+    assert "shard-000000.tar" in ranks.output() and "also in" in ranks.output()
