@@ -71,6 +71,14 @@ def test_mixtures_hold_their_shares_in_every_prefix(weights):
         assert mixture.count(rows).tolist() == np.bincount(pattern, minlength=len(weights)).tolist()
 
 
+@pytest.mark.parametrize("tiny", [[1e-9, 1e-9], [1e-9, 0.0, 1e-9, 1e-12], [1e-5] * 40])
+def test_every_positive_weight_keeps_a_row(tiny):
+    weights = [1.0, *tiny]
+    rates = make_mixture(weights).rates_C
+    assert rates.sum() == PERIOD
+    assert [rate > 0 for rate in rates.tolist()] == [weight > 0 for weight in weights]
+
+
 def test_every_corpus_row_is_used_once_and_in_order():
     order = some_order()
     next_of: dict[tuple[int, int], int] = {}
