@@ -149,8 +149,11 @@ class DataConfig:
 
     @property
     def locations(self) -> dict[str, str]:
-        """Name → path of every corpus; a single one is called `corpus`."""
-        return self.corpora or {"corpus": self.path}
+        """Name → path of every corpus, by name; a single one is called `corpus`.
+
+        By name, so that a command that lists them in another order reads the same rows.
+        """
+        return dict(sorted(self.corpora.items())) if self.corpora else {"corpus": self.path}
 
 
 class MaskMode(str, Enum):

@@ -157,6 +157,12 @@ def test_adding_a_phase_moves_no_row_before_it():
         assert ours.tolist() == theirs.tolist()
 
 
+def test_the_order_in_which_corpora_are_written_moves_no_row():
+    turned = DataConfig(corpora={"c": "z", "a": "x", "b": "y"}, sequence_length=128, phases=PHASES)
+    assert make_plan(turned, 16, WEIGHTS) == make_plan(DATA, 16, WEIGHTS)
+    assert list(turned.locations.items()) == list(DATA.locations.items())
+
+
 def test_short_rows_are_scaled():
     plan = make_plan(DATA, 16, WEIGHTS, fill=lambda length, weights: 1.5 if length == 128 else 1.25)
     assert plan.batch_rows(0) == 24
