@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from enum import Enum
@@ -123,7 +124,8 @@ class DataConfig:
                 shares,
                 f"must give each of data.corpora={names} a share ≥ 0",
             )
-            require(sum(shares.values()) > 0, "data.weights", shares, "one must be positive")
+            total = sum(shares.values())
+            require(0 < total < math.inf, "data.weights", shares, "need a positive, finite sum")
 
     def _check_phases(self) -> None:
         free_from = 0
