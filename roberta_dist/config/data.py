@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from enum import Enum
@@ -123,7 +124,8 @@ class DataConfig:
                 shares,
                 f"must give each of data.corpora={names} a share ≥ 0",
             )
-            require(sum(shares.values()) > 0, "data.weights", shares, "one must be positive")
+            total = sum(shares.values())
+            require(0 < total < math.inf, "data.weights", shares, "need a positive, finite sum")
 
     def _check_phases(self) -> None:
         free_from = 0
@@ -149,8 +151,11 @@ class DataConfig:
 
     @property
     def locations(self) -> dict[str, str]:
-        """Name → path of every corpus; a single one is called `corpus`."""
-        return self.corpora or {"corpus": self.path}
+        """Name → path of every corpus, by name; a single one is called `corpus`.
+
+        By name, so that a command that lists them in another order reads the same rows.
+        """
+        return dict(sorted(self.corpora.items())) if self.corpora else {"corpus": self.path}
 
 
 class MaskMode(str, Enum):

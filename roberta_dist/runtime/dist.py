@@ -85,3 +85,17 @@ def on_main(action: Callable[[], T]) -> T:
     if failure is not None:
         raise failure
     return result  # type: ignore[no-any-return]
+
+
+def on_all(action: Callable[[], T]) -> T:
+    """Run `action` on every rank and give each its result; an error on one is raised on all."""
+    result: T | None = None
+    failure: RobertaDistError | None = None
+    try:
+        result = action()
+    except RobertaDistError as error:
+        failure = error
+    for found in gather_everywhere(failure):
+        if found is not None:
+            raise found
+    return result  # type: ignore[return-value]

@@ -116,7 +116,7 @@ class RowMaker:
         packs = reader.manifest.packs
         document = int(packs[pack]["first_document"])
         for attempt in range(PARTNER_TRIES):
-            bits = derive_key(self._seed, "partner", corpus, pack, epoch, attempt)
+            bits = derive_key(self._seed, "partner", reader.corpus, pack, epoch, attempt)
             number = bits % len(packs)
             other = int(packs[number]["documents"]) > 1
             other |= int(packs[number]["first_document"]) != document

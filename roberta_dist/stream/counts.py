@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import io
 import logging
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,17 +62,30 @@ def block_counts(
     name = f"{input_format.value}_{length}_{manifest.sha256[:16]}.npy"
     path = manifest.store.derived_folder / "block_counts" / name
     if path.is_file():
-        counts = np.load(path, allow_pickle=False)
-        if counts.shape == (len(packs),):
-            return np.asarray(counts, dtype=np.int64)
+        counts = _kept(path, len(packs))
+        if counts is not None:
+            return counts
+        LOGGER.warning("%s: damaged, counted again", path)
     counts = _count_all(manifest, input_format, length, progress)
     buffer = io.BytesIO()
-    np.save(buffer, counts, allow_pickle=False)
+    np.save(buffer, np.append(counts, zlib.crc32(counts.tobytes())), allow_pickle=False)
     try:
         atomic_write(path, buffer.getvalue())
     except StorageError as error:
         LOGGER.warning("block counts are not kept: %s", error)
     return counts
+
+
+def _kept(path: Path, packs: int) -> NDArray[np.int64] | None:
+    """Counts kept in a file, whose last number is their crc32; None where they are not those."""
+    try:
+        kept = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    if kept.shape != (packs + 1,) or kept.dtype != np.int64:
+        return None
+    counts: NDArray[np.int64] = kept[:-1]
+    return counts if zlib.crc32(counts.tobytes()) == kept[-1] else None
 
 
 def _count_all(

@@ -48,8 +48,10 @@ def make_mixture(weights: list[float]) -> Mixture:
     rates[(shares > 0) & (rates == 0)] = 1
     while (missing := PERIOD - int(rates.sum())) != 0:
         # Give to those most below their share, take from those most above it.
-        error = np.where(shares > 0, exact - rates, -np.inf if missing > 0 else np.inf)
-        rates[int(np.argmax(error) if missing > 0 else np.argmin(error))] += np.sign(missing)
+        if missing > 0:
+            rates[int(np.argmax(np.where(shares > 0, exact - rates, -np.inf)))] += 1
+        else:
+            rates[int(np.argmin(np.where(rates > 1, exact - rates, np.inf)))] -= 1
     corpus = np.repeat(np.arange(len(rates)), rates)
     place = np.concatenate([np.arange(rate) for rate in rates])
     order = np.argsort((place + 0.5) / rates[corpus], kind="stable")

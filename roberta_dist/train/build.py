@@ -13,11 +13,10 @@ from roberta_dist.checkpoint.reader import Checkpoint, latest_checkpoint, open_c
 from roberta_dist.config.roots import PretrainConfig
 from roberta_dist.engine.engine import TrainEngine
 from roberta_dist.engine.setup import init_world
-from roberta_dist.errors import RobertaDistError
 from roberta_dist.model.encoder import RobertaForPretraining
 from roberta_dist.model.init import init_weights
 from roberta_dist.optim.build import build_optimizer
-from roberta_dist.runtime.dist import gather_everywhere, on_main
+from roberta_dist.runtime.dist import on_all, on_main
 from roberta_dist.runtime.world import World
 from roberta_dist.stream.held_out import HeldOut, open_held_out
 from roberta_dist.stream.loader import most_micro_steps
@@ -89,23 +88,20 @@ def build_run(config: PretrainConfig, world: World) -> Run:
 def _on_main_first(open_part: Callable[[bool], T]) -> T:
     """Rank 0 opens first, counting what is not counted yet; the others find its result kept."""
     on_main(lambda: (open_part(True), None)[1])
-    return open_part(False)
+    return on_all(lambda: open_part(False))
 
 
 def _check_shards(stream: Stream, held_out: tuple[HeldOut, ...], world: World) -> None:
     """Every shard is there, each looked at by one rank; what one finds stops all."""
-    failure: RobertaDistError | None = None
-    try:
+
+    def check() -> None:
         for corpus in stream.corpora:
             check_shards(corpus.manifest, world.rank, world.world_size)
         for split in held_out:
             for corpus in stream.corpora:
                 check_disjoint(corpus.manifest, split.manifest)
-    except RobertaDistError as error:
-        failure = error
-    for found in gather_everywhere(failure):
-        if found is not None:
-            raise found
+
+    on_all(check)
 
 
 def _newest_checkpoint(config: PretrainConfig) -> Checkpoint | None:

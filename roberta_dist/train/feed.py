@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable, Iterator
 
 import torch
 
 from roberta_dist.errors import DataFault, PackFault, RobertaDistError
-from roberta_dist.runtime.dist import all_max, gather_everywhere
+from roberta_dist.runtime.dist import all_max, gather_everywhere, on_all
 from roberta_dist.runtime.world import World
 from roberta_dist.stream.batch import Batch
 from roberta_dist.stream.loader import Prefetcher, RankReader
@@ -15,6 +16,19 @@ from roberta_dist.stream.open import Stream
 from roberta_dist.stream.quarantine import Quarantine
 
 LOGGER = logging.getLogger(__name__)
+
+
+def in_step(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Held-out batches, of which every rank has the same number; a fault of one stops all.
+
+    The model's forward pass may wait for the other ranks, so they agree on each batch.
+
+    Raises:
+        DataFault: on every rank when one could not read its part.
+    """
+    own = iter(batches)
+    while (batch := on_all(lambda: next(own, None))) is not None:
+        yield batch
 
 
 class Feed:

@@ -22,7 +22,7 @@ from roberta_dist.stream.measure import Sums
 from roberta_dist.track.names import CORPUS_LOSS
 from roberta_dist.track.sinks import Tracker
 from roberta_dist.train.build import Run
-from roberta_dist.train.feed import Feed
+from roberta_dist.train.feed import Feed, in_step
 from roberta_dist.train.retention import delete_old
 from roberta_dist.train.speed import matrix_rate, memory_mib, step_flops
 
@@ -169,7 +169,8 @@ class Loop:
         metrics: dict[str, float] = {}
         total = Sums()
         for corpus in held_out:
-            sums = self.run.engine.held_out_sums(corpus.batches(self.run.world))
+            batches = in_step(corpus.batches(self.run.world))
+            sums = self.run.engine.held_out_sums(batches)
             total += sums
             if len(held_out) > 1:
                 metrics[CORPUS_LOSS + corpus.name] = sums.loss

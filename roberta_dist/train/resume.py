@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 from roberta_dist.checkpoint.reader import Checkpoint
@@ -58,6 +59,15 @@ def _may_extend(change: Change, new: PretrainConfig) -> bool:
     return change.new > change.old and (new.schedule.decay is Decay.constant or new.train.extend)
 
 
+def _first_change(key: str, old: Any, new: Any) -> Change:
+    """What differs; of lists the first element that does: a ramp may have thousands."""
+    if isinstance(old, list) and isinstance(new, list):
+        for number, (before, after) in enumerate(zip_longest(old, new)):
+            if before != after:
+                return Change(f"{key}[{number}]", before, after)
+    return Change(key, old, new)
+
+
 @dataclass(frozen=True)
 class ResumePoint:
     """Where a resumed run goes on, and what the new command changed."""
@@ -77,7 +87,7 @@ def check_resume(
     changes = config_changes(load_yaml(PretrainConfig, checkpoint.config_yaml), config)
     saved = checkpoint.train_state["data"]
     differing = [
-        Change(key, saved.get(key), fingerprint.get(key))
+        _first_change(key, saved.get(key), fingerprint.get(key))
         for key in sorted(saved.keys() | fingerprint.keys())
         if saved.get(key) != fingerprint.get(key)
     ]
@@ -85,6 +95,7 @@ def check_resume(
         raise ConfigError(
             f"{checkpoint.folder}: the data is not that of the checkpoint: "
             + "; ".join(map(str, differing)),
-            "give data.path the corpus of the run, or start a new run with another run_dir=",
+            "give the corpora, weights and phases with which its rows were read, or start a new run "
+            "with another run_dir=",
         )
     return ResumePoint(state_from_json(checkpoint.train_state), changes)

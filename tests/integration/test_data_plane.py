@@ -20,8 +20,9 @@ from run_support import (
 )
 
 from roberta_dist.checkpoint.reader import latest_checkpoint
-from roberta_dist.config.data import DataConfig, MaskingConfig
+from roberta_dist.config.data import DataConfig, InputFormat, MaskingConfig
 from roberta_dist.corpus.manifest import read_manifest
+from roberta_dist.stream.counts import block_counts
 from roberta_dist.stream.open import open_stream
 
 pytestmark = pytest.mark.world
@@ -127,6 +128,22 @@ def damage(corpus: Path, step: int) -> tuple[int, int]:
             shard.write_bytes(data)
             return pack, later
     raise AssertionError("every pack is read at once")
+
+
+def test_a_damaged_held_out_pack_stops_every_rank_also_those_that_do_not_read_it(tmp_path):
+    corpus = prepare_corpus(tmp_path / "corpus", "corpus.pack_mib=0.002", "corpus.max_mib=0.5")
+    manifest = read_manifest(corpus / "held_out")
+    # Rows of the first pack and one of the second.
+    rows = int(block_counts(manifest, InputFormat.full_sentences, 64)[0]) + 1
+    entry = manifest.packs[1]
+    shard = corpus / "held_out" / manifest.shards[int(entry["shard"])].name
+    data = bytearray(shard.read_bytes())
+    data[int(entry["offset"]) + 500] ^= 4
+    shard.write_bytes(data)
+    options = [*SHORT, "evaluate.every_steps=3", f"evaluate.max_rows={rows}"]
+    ranks = start(write_config(tmp_path / "run", corpus, *options), 2)
+    assert ranks.wait(60) == [3, 3], ranks.output()[-2000:]
+    assert "pack 1 at offset" in ranks.output()
 
 
 def test_a_damaged_pack_stops_the_run_or_is_left_out_on_all_ranks(tmp_path):

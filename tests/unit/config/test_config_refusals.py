@@ -59,6 +59,10 @@ def nothing_is_started(monkeypatch):
         ("launch masking=span masking.span_p=0.0", ["masking.span_p=0.0", "(0, 1]"]),
         ("launch cluster.workers_per_node=-1", ["cluster.workers_per_node=-1", "≥ 0"]),
         ("launch evaluate.seed=-1", ["evaluate.seed=-1", "≥ 0"]),
+        (
+            "launch data.corpora={a:x,b:y} data.weights={a:inf,b:1}",
+            ["data.weights", "inf", "finite sum"],
+        ),
         ("launch run_dir=", ["run_dir=''", "is empty", "run_dir=FOLDER"]),
         ("prepare corpus=text corpus.paths=[]", ["corpus.paths=[]", "corpus.source=text"]),
         ("prepare corpus.pack_mib=0", ["corpus.pack_mib=0.0", "must be positive"]),

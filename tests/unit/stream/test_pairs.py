@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,6 +13,7 @@ from roberta_dist.config.data import InputFormat
 from roberta_dist.corpus.manifest import SpecialTokens
 from roberta_dist.corpus.pack import Pack
 from roberta_dist.corpus.packing import sentence_chunks
+from roberta_dist.stream.blocks import RowMaker
 from roberta_dist.stream.formats import (
     IS_NEXT,
     NO_LABEL,
@@ -217,6 +220,19 @@ def test_a_book_takes_its_negatives_from_another_pack():
             assert int(row[cut + 2]) - 10 >= 12
         alone, forced = draw_pair(rows, 1, bits_4, None, SPECIAL)
         assert forced == IS_NEXT and len(alone) == 4 + 25
+
+
+def test_the_partner_of_a_pack_does_not_depend_on_the_other_corpora():
+    packs = np.zeros(40, dtype=[("documents", int), ("first_document", int)])
+    packs["first_document"] = np.arange(40)
+    manifest = SimpleNamespace(packs=packs, special_tokens=SPECIAL)
+    one, two = (SimpleNamespace(corpus=name, manifest=manifest) for name in ("one", "two"))
+    partners = []
+    for readers in ([two], [one, two]):
+        maker = RowMaker(readers, InputFormat.segment_pair, seed=1, capacity=2)
+        key = (len(readers) - 1, 7, 32)
+        partners.append([maker._partner(key, epoch)[1] for epoch in range(20)])
+    assert partners[0] == partners[1]
 
 
 def test_no_token_of_a_document_is_left_out_of_sentence_pairs():

@@ -71,6 +71,14 @@ def test_mixtures_hold_their_shares_in_every_prefix(weights):
         assert mixture.count(rows).tolist() == np.bincount(pattern, minlength=len(weights)).tolist()
 
 
+@pytest.mark.parametrize("tiny", [[1e-9, 1e-9], [1e-9, 0.0, 1e-9, 1e-12], [1e-5] * 40])
+def test_every_positive_weight_keeps_a_row(tiny):
+    weights = [1.0, *tiny]
+    rates = make_mixture(weights).rates_C
+    assert rates.sum() == PERIOD
+    assert [rate > 0 for rate in rates.tolist()] == [weight > 0 for weight in weights]
+
+
 def test_every_corpus_row_is_used_once_and_in_order():
     order = some_order()
     next_of: dict[tuple[int, int], int] = {}
@@ -153,6 +161,12 @@ def test_a_phase_at_the_first_step_takes_the_place_of_the_base():
     data = DataConfig(sequence_length=128, phases=[Phase(from_step=0, global_batch_size=9)])
     (segment,) = make_plan(data, 16, (1.0,)).segments
     assert (segment.first_row, segment.rows) == (0, 9)
+
+
+def test_the_order_in_which_corpora_are_written_moves_no_row():
+    turned = DataConfig(corpora={"c": "z", "a": "x", "b": "y"}, sequence_length=128, phases=PHASES)
+    assert make_plan(turned, 16, WEIGHTS) == make_plan(DATA, 16, WEIGHTS)
+    assert list(turned.locations.items()) == list(DATA.locations.items())
 
 
 def test_short_rows_are_scaled():

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
+from roberta_dist.config.load import to_yaml
 from roberta_dist.config.optim import Decay
 from roberta_dist.config.roots import PretrainConfig
 from roberta_dist.config.train import CheckpointConfig
 from roberta_dist.errors import ConfigError, DataFault
-from roberta_dist.train.resume import config_changes
+from roberta_dist.train.resume import check_resume, config_changes
 from roberta_dist.train.retention import steps_to_delete
 from roberta_dist.train.state import TrainState, state_from_json
 
@@ -41,6 +43,24 @@ def test_free_keys_are_taken_and_reported():
 def test_identity_keys_stop_the_run(group, values, message):
     with pytest.raises(ConfigError, match=message):
         config_changes(OLD, changed(group, **values))
+
+
+def test_of_a_ramp_only_the_first_other_segment_is_told(tmp_path):
+    segments = [{"first_row": 8 * step, "rows": step} for step in range(1000)]
+    saved = tmp_path / "config.yaml"
+    saved.write_text(to_yaml(OLD))
+    state = {"data": {"seed": 1, "segments": segments}}
+    checkpoint = SimpleNamespace(folder=tmp_path, config_yaml=saved, train_state=state)
+    other = [*segments[:700], {"first_row": 5600, "rows": 9}, *segments[701:]]
+    with pytest.raises(ConfigError) as refused:
+        check_resume(checkpoint, OLD, {"seed": 1, "segments": other})
+    told = refused.value.problem
+    assert told.endswith(
+        "segments[700]: {'first_row': 5600, 'rows': 700} → {'first_row': 5600, 'rows': 9}"
+    )
+    assert "phases" in refused.value.remedy
+    with pytest.raises(ConfigError, match=r"segments\[999\]: .* → None"):
+        check_resume(checkpoint, OLD, {"seed": 1, "segments": segments[:999]})
 
 
 def test_max_steps_grows_only_where_the_schedule_allows():
