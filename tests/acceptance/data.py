@@ -177,7 +177,8 @@ def bench_prepare() -> bool:
     """3: against bare tiktoken; memory against the size of the corpus; one line of 1 GB."""
     found = bench("bench_prepare.py")
     ok = bool(found) and found["ratio_tiktoken"] >= 0.85
-    ok = say("3", ok, f"{found} (ratio_tiktoken ≥ 0.85 a core)")
+    ok = ok and found["peak_mib_10x"] <= 1.1 * found["peak_mib"]
+    ok = say("3", ok, f"{found} (ratio_tiktoken ≥ 0.85 a core; peak of 10x ≤ 1.1 peak)")
     return ok & huge_line()
 
 

@@ -170,13 +170,9 @@ def test_a_damaged_pack_stops_the_run_or_is_left_out_on_all_ranks(tmp_path):
     state = json.loads((latest_checkpoint(runs[2]) / "train_state.json").read_text())
     assert state["quarantine"] == [{"corpus": "corpus", "pack": pack, "first_row": 16 * step}]
 
-    # The whole corpus gives the same losses until then; killed and resumed, the same digits.
-    finish(write_config(tmp_path / "sound", whole, *options), 2)
-    sound = losses(tmp_path / "sound")
-    assert {k: v for k, v in sound.items() if k <= step} == {
-        k: v for k, v in two.items() if k <= step
-    }
-    assert sound[step + 1] != two[step + 1]
+    # Nothing moves before the fault; killed after it and resumed, the digits are the same.
+    before = losses(tmp_path / "stop")
+    assert before == {k: v for k, v in two.items() if k <= step}
     killed = tmp_path / "killed"
     config = write_config(killed, corpus, *allowed)
     ranks = start(config, 2)
