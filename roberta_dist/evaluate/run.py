@@ -89,6 +89,9 @@ def evaluate(config: EvaluateVerbConfig) -> int:
     else:
         assert config.model_path is not None and config.corpus_path is not None  # the config's rule
         subject = _from_folder(config, Path(config.model_path), config.corpus_path)
+    length, positions = subject.data.sequence_length, subject.model.max_positions
+    if length > positions:
+        raise ConfigError(f"sequence_length={length}: {subject.label} has {positions} positions")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for held_out in open_held_out(subject.data, subject.masking, config.evaluate):
         sums = held_out_sums(subject, held_out, device)

@@ -20,6 +20,8 @@ from roberta_dist.stream.counts import block_counts
 from roberta_dist.stream.packs import PackReader, check_shards
 from roberta_dist.stream.rows import Places
 
+NOTHING_HELD_OUT = "prepare the corpus with a higher corpus.held_out_fraction, or train with evaluate.every_steps=0"
+
 
 class HeldOut:
     """The held-out rows of one corpus; every rank runs the same number of batches.
@@ -32,7 +34,7 @@ class HeldOut:
         evaluate: rows and batch size.
 
     Raises:
-        ConfigError: the held-out split has no full row.
+        ConfigError: no text of the corpus was held out.
     """
 
     def __init__(
@@ -44,7 +46,10 @@ class HeldOut:
         evaluate: EvaluateConfig,
     ) -> None:
         self.name = name
-        self.manifest = open_manifest(open_corpus(path, data).child("held_out"))
+        try:
+            self.manifest = open_manifest(open_corpus(path, data).child("held_out"))
+        except ConfigError as error:
+            raise ConfigError(error.problem, NOTHING_HELD_OUT) from error
         check_shards(self.manifest)
         self.data = data
         self.evaluate = evaluate
@@ -55,7 +60,7 @@ class HeldOut:
         if self.rows == 0:
             raise ConfigError(
                 f"{self.manifest.store.where()}: no row of {data.sequence_length} tokens held out",
-                "raise corpus.held_out_fraction, or set evaluate.every_steps=0",
+                NOTHING_HELD_OUT,
             )
         self._rule = open_rule(masking, evaluate.seed, "held_out", self.manifest, data)
 

@@ -141,9 +141,11 @@ def test_a_damaged_held_out_pack_stops_every_rank_also_those_that_do_not_read_it
     data[int(entry["offset"]) + 500] ^= 4
     shard.write_bytes(data)
     options = [*SHORT, "evaluate.every_steps=3", f"evaluate.max_rows={rows}"]
-    ranks = start(write_config(tmp_path / "run", corpus, *options), 2)
-    assert ranks.wait(60) == [3, 3], ranks.output()[-2000:]
-    assert "pack 1 at offset" in ranks.output()
+    for name in ("run", "dry"):
+        dry = f"train.dry_run={str(name == 'dry').lower()}"
+        ranks = start(write_config(tmp_path / name, corpus, *options, dry), 2)
+        assert ranks.wait(60) == [3, 3], ranks.output()[-2000:]
+        assert "pack 1 at offset" in ranks.output()
 
 
 def test_a_damaged_pack_stops_the_run_or_is_left_out_on_all_ranks(tmp_path):
