@@ -77,9 +77,10 @@ def make_plan(
     """
     segments: list[Segment] = []
     size, length = global_batch_size, data.sequence_length
+    scale = fill(length, weights)
 
     def begin(step: int, full_rows: int) -> None:
-        rows = max(1, round(full_rows * fill(length, weights)))
+        rows = max(1, round(full_rows * scale))
         first_row = 0
         if segments:
             last = segments[-1]
@@ -95,6 +96,7 @@ def make_plan(
         length = phase.sequence_length or length
         if phase.weights is not None:
             weights = tuple(phase.weights[name] for name in data.locations)
+        scale = fill(length, weights)  # once a phase: it sums over all packs
         for step, full_rows in _ramp(phase, size):
             begin(step, full_rows)
         size = phase.global_batch_size or size

@@ -169,6 +169,14 @@ def test_the_order_in_which_corpora_are_written_moves_no_row():
     assert list(turned.locations.items()) == list(DATA.locations.items())
 
 
+def test_a_ramp_looks_at_the_packs_once():
+    asked: list[int] = []
+    ramp = DataConfig(phases=[Phase(from_step=0, global_batch_size=9000, ramp_steps=5000)])
+    plan = make_plan(ramp, 16, (1.0,), fill=lambda length, weights: asked.append(length) or 2.0)
+    assert len(plan.segments) == 5000 and plan.segments[-1].rows == 18_000
+    assert asked == [512, 512]
+
+
 def test_short_rows_are_scaled():
     plan = make_plan(DATA, 16, WEIGHTS, fill=lambda length, weights: 1.5 if length == 128 else 1.25)
     assert plan.batch_rows(0) == 24
