@@ -102,6 +102,8 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=4, help="how many rows of it")
     parser.add_argument("--plain", action="store_true", help="brackets in place of colours")
     options, overrides = parser.parse_known_args()
+    if options.step < 0 or options.rows < 1:
+        parser.error("--step must be ≥ 0 and --rows ≥ 1")
     try:
         config, stream = open_run(overrides)
         reader = RankReader(stream, World(), config.train.micro_batch_size)
