@@ -48,6 +48,7 @@ class PackFault(DataFault):
         shard: file name of the shard.
         pack: index into the manifest's packs.
         offset: of the payload, in bytes from the start of the shard.
+        damaged: what was read is wrong; False where nothing could be read, which another try may.
     """
 
     def __init__(
@@ -58,13 +59,16 @@ class PackFault(DataFault):
         shard: str = "",
         pack: int = -1,
         offset: int = -1,
+        damaged: bool = True,
     ) -> None:
         super().__init__(problem, remedy)
         self.corpus = corpus
         self.shard = shard
         self.pack = pack
         self.offset = offset
-        self.args = (problem, remedy, corpus, shard, pack, offset)  # as pickle calls it again
+        self.damaged = damaged
+        # As pickle calls it again.
+        self.args = (problem, remedy, corpus, shard, pack, offset, damaged)
 
 
 class StorageError(DataFault):

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from roberta_dist.corpus.pack import Pack
 
+PACKING_VERSION = 1
+"""Changes whenever the same pack would be cut into other rows: kept counts are then not used."""
 PAIR_SPECIALS = 4
 """`<s> A </s></s> B </s>`."""
 

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from roberta_dist.config.data import InputFormat
 from roberta_dist.corpus.manifest import Manifest
+from roberta_dist.corpus.packing import PACKING_VERSION
 from roberta_dist.corpus.pool import ordered_map
 from roberta_dist.errors import StorageError
 from roberta_dist.runtime.files import atomic_write
@@ -59,7 +60,7 @@ def block_counts(
     column = f"blocks_{length}"
     if input_format is InputFormat.full_sentences and column in (packs.dtype.names or ()):
         return np.asarray(packs[column], dtype=np.int64)
-    name = f"{input_format.value}_{length}_{manifest.sha256[:16]}.npy"
+    name = f"{input_format.value}_{length}_{manifest.sha256[:16]}_{PACKING_VERSION}.npy"
     path = manifest.store.derived_folder / "block_counts" / name
     if path.is_file():
         counts = _kept(path, len(packs))

@@ -105,7 +105,9 @@ class PackReader:
             raise self._fault(index, "cannot be read (the shard is missing)") from error
         except OSError as error:
             reason = (error.strerror or str(error)).removeprefix(f"{store.where(name)}: ")
-            raise self._fault(index, f"cannot be read ({reason})", UNREACHABLE) from error
+            raise self._fault(
+                index, f"cannot be read ({reason})", UNREACHABLE, damaged=False
+            ) from error
         if len(data) != length:
             raise self._fault(index, f"{len(data)} of {length} bytes, the shard is cut")
         if zlib.crc32(data) != int(entry["crc32"]):
@@ -115,7 +117,9 @@ class PackReader:
         except DataFault as error:
             raise self._fault(index, f"cannot be decoded ({error.problem})") from error
 
-    def _fault(self, index: int, problem: str, remedy: str = RESTORE) -> PackFault:
+    def _fault(
+        self, index: int, problem: str, remedy: str = RESTORE, damaged: bool = True
+    ) -> PackFault:
         entry = self.manifest.packs[index]
         number, offset = int(entry["shard"]), int(entry["offset"])
         shard = self.manifest.shards[number]
@@ -123,7 +127,7 @@ class PackReader:
         return PackFault(
             f"{where}: pack {index} at offset {offset}: {problem}{self._changed(number, shard)}",
             remedy,
-            *(self.corpus, shard.name, index, offset),
+            *(self.corpus, shard.name, index, offset, damaged),
         )
 
     def _changed(self, number: int, shard: Shard) -> str:

@@ -93,7 +93,8 @@ class Feed:
         """Quarantine the packs at fault on any rank, or raise on all of them."""
         where = f"needed for rows [{row}, {row + self._stream.plan.batch_rows(row)})"
         failures = [found for found in gather_everywhere(failure) if found is not None]
-        faults = [found for found in failures if isinstance(found, PackFault)]
+        # A server that is away is no reason to go on without its packs.
+        faults = [found for found in failures if isinstance(found, PackFault) and found.damaged]
         budget = self._stream.config.quarantine_packs
         known = self.quarantine.packs_out(row)
         again = any((fault.corpus, fault.pack) in known for fault in faults)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from roberta_dist.config.data import DataConfig, InputFormat, MaskingConfig, Phase
 from roberta_dist.corpus.manifest import (
@@ -19,12 +20,14 @@ from roberta_dist.corpus.manifest import (
 )
 from roberta_dist.corpus.pack import Pack
 from roberta_dist.corpus.shards import write_shard
+from roberta_dist.corpus.storage import LocalStore
 from roberta_dist.errors import ConfigError, DataFault
 from roberta_dist.runtime.world import World
 from roberta_dist.stream.loader import RankReader, micro_batch_rows, most_micro_steps
 from roberta_dist.stream.open import Stream, check_lanes, open_stream
 from roberta_dist.stream.packs import check_disjoint
-from roberta_dist.stream.quarantine import Entry, Quarantine
+from roberta_dist.stream.quarantine import NOTHING_OUT, Entry, Quarantine
+from roberta_dist.train.feed import Feed
 
 pytestmark = pytest.mark.unit
 SPECIAL = SpecialTokens(bos=0, pad=1, eos=2, unk=3, mask=99)
@@ -208,3 +211,33 @@ def test_the_shortest_rows_and_the_largest_worlds_work(corpus, name, world):
             seen += batch.row_ids_R[batch.row_ids_R >= 0].tolist()
     first = 24
     assert sorted(seen) == list(range(first, first + stream.plan.batch_rows(first)))
+
+
+def feed_of(corpus: Path, packs: int) -> Feed:
+    data = DataConfig(path=str(corpus), sequence_length=LENGTH, quarantine_packs=packs)
+    return Feed(opened(data), World(), torch.device("cpu"), 16, 0, 160, NOTHING_OUT)
+
+
+def test_damage_is_left_out_within_the_budget_and_an_absence_is_not(corpus, monkeypatch):
+    feed_of(corpus, 0).close()  # counts the blocks
+    path = corpus / "train" / "shard-000000.tar"
+    whole = path.read_bytes()
+    entry = read_manifest(corpus / "train").packs[3]
+    damaged = bytearray(whole)
+    damaged[int(entry["offset"]) + 40] ^= 1
+    path.write_bytes(damaged)
+    feed = feed_of(corpus, 1)
+    taken = [feed.take(row, False) for row in range(0, 160, 16)]
+    assert all(taken) and [entry.pack for entry in feed.quarantine.entries] == [3]
+    feed.close()
+    path.write_bytes(whole)
+
+    def away(store: LocalStore, name: str, offset: int, length: int) -> bytes:
+        raise TimeoutError(110, "Connection timed out")
+
+    monkeypatch.setattr(LocalStore, "read_range", away)
+    feed = feed_of(corpus, 9)
+    with pytest.raises(DataFault, match=r"Connection timed out\); needed for rows \[0, 16\)"):
+        feed.take(0, False)
+    assert feed.quarantine == NOTHING_OUT
+    feed.close()
