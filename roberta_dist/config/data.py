@@ -107,6 +107,7 @@ class DataConfig:
         self._check_phases()
 
     def _check_corpora(self) -> None:
+        require(self.corpora != {}, "data.corpora", self.corpora, "names no corpus")
         for name in self.corpora or {}:
             require(
                 re.fullmatch(r"[A-Za-z0-9_.-]+", name) is not None,

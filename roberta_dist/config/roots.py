@@ -58,6 +58,14 @@ class PretrainConfig:
             f"is longer than model.max_positions={self.model.max_positions}",
             "raise model.max_positions or shorten data.sequence_length",
         )
+        for phase in self.data.phases:
+            require(
+                phase.from_step < self.schedule.max_steps,
+                "data.phases: from_step",
+                phase.from_step,
+                f"lies beyond schedule.max_steps={self.schedule.max_steps}",
+                "leave the phase out, or raise schedule.max_steps",
+            )
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,11 @@ def nothing_is_started(monkeypatch):
             "launch data.corpora={a:x,b:y} data.weights={a:inf,b:1}",
             ["data.weights", "inf", "finite sum"],
         ),
+        ("launch data.corpora={}", ["data.corpora={}", "names no corpus"]),
+        (
+            "launch schedule.max_steps=9 schedule.warmup_steps=1 data.phases=[{from_step:9}]",
+            ["from_step=9", "beyond schedule.max_steps=9"],
+        ),
         ("launch run_dir=", ["run_dir=''", "is empty", "run_dir=FOLDER"]),
         ("prepare corpus=text corpus.paths=[]", ["corpus.paths=[]", "corpus.source=text"]),
         ("prepare corpus.pack_mib=0", ["corpus.pack_mib=0.0", "must be positive"]),
