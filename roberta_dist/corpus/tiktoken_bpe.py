@@ -27,6 +27,8 @@ WHITE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 MARK = "\ufdd0\ufdd1"
 """Two noncharacters: what no text should hold, and what may not matter where one does."""
 _BEFORE_MARK = re.compile(f"[{WHITE}](?=[{WHITE}][^{WHITE}])")
+_WHITE_BYTES = bytes(byte in b"\t\n\v\f\r " for byte in range(256))
+"""Byte → 1 where it is white space of ASCII."""
 
 
 def tiktoken_agrees(bpe: Bpe) -> bool:
@@ -62,8 +64,16 @@ def byte_ranks(bpe: Bpe) -> dict[bytes, int]:
     }
 
 
-def _mark(match: re.Match[str]) -> str:
-    return match[0] + MARK
+def _marked(piece: str) -> str:
+    """`piece` with a mark in all places that need one.
+
+    Text in ASCII, which most text is, is looked at as an array: the expression tries every space.
+    """
+    if not piece.isascii():
+        return _BEFORE_MARK.sub(lambda match: match[0] + MARK, piece)
+    white = np.frombuffer(piece.encode().translate(_WHITE_BYTES), dtype=np.bool_)
+    cuts: list[int] = (np.flatnonzero(white[:-2] & white[1:-1] & ~white[2:]) + 1).tolist()
+    return MARK.join([piece[a:b] for a, b in pairwise([0, *cuts, len(piece)])])
 
 
 def tiktoken_encoder(bpe: Bpe) -> Callable[[str], NDArray[np.uint16]]:
@@ -85,7 +95,7 @@ def tiktoken_encoder(bpe: Bpe) -> Callable[[str], NDArray[np.uint16]]:
         if MARK in piece:
             ranked = np.concatenate([_ranks(part, none) for part in _parts(piece)])
         else:
-            ranked = _ranks(_BEFORE_MARK.sub(_mark, piece), marks)
+            ranked = _ranks(_marked(piece), marks)
         tokens: NDArray[np.uint16] = ids[ranked[ranked != mark]]
         return tokens
 
