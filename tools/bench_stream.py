@@ -35,6 +35,7 @@ from roberta_dist.corpus.prepare import prepare
 from roberta_dist.runtime.world import World
 from roberta_dist.stream.batch import Batch, make_batch
 from roberta_dist.stream.loader import RankReader
+from roberta_dist.stream.masking import apply_mask
 from roberta_dist.stream.open import Stream, open_stream
 from roberta_dist.units import MIB
 
@@ -142,8 +143,6 @@ def mask_ratio(stream: Stream, turns: int) -> float:
 
 def masker(rows: Rows, ids: NDArray[np.int64], rule: Any) -> Callable[[], Any]:
     """Masking alone, of rows that are already one flat array."""
-    from roberta_dist.stream.masking import apply_mask
-
     tokens_T = np.concatenate(rows)
     cu_seqlens = np.arange(len(rows) + 1) * LENGTH
     return lambda: apply_mask(rule, tokens_T, cu_seqlens, ids)

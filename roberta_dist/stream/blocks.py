@@ -165,7 +165,5 @@ class RowMaker:
         return plain_rows(pack, self.input_format, length, self.special)
 
     def close(self) -> None:
-        """Close the shard files and end the reading threads."""
+        """End the reading threads."""
         self._pool.shutdown(wait=True, cancel_futures=True)
-        for reader in self.readers:
-            reader.close()

@@ -42,10 +42,7 @@ class _Job:
 
 def _count(job: _Job) -> list[int]:
     reader = PackReader(job.manifest)
-    try:
-        return [count_blocks(reader.read(i), job.input_format, job.length) for i in job.packs]
-    finally:
-        reader.close()
+    return [count_blocks(reader.read(i), job.input_format, job.length) for i in job.packs]
 
 
 def block_counts(

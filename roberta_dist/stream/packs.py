@@ -145,6 +145,3 @@ class PackReader:
                 f"{first.version} is now {now.version})"
             )
         return ""
-
-    def close(self) -> None:
-        """Nothing is kept open."""
