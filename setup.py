@@ -61,5 +61,5 @@ setup(
             *("pytest", "hypothesis", "ruff", "mypy", "setuptools>=68", "wheel", "moto[server]>=5"),
         ],
     },
-    entry_points={"console_scripts": ["roberta-dist=roberta_dist.cli:main"]},
+    entry_points={"console_scripts": ["roberta-dist=roberta_dist.cli:console"]},
 )

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from roberta_dist.config.load import run_verb
 from roberta_dist.config.roots import VERB_CONFIGS
+from roberta_dist.runtime.leave import end_process
 
 INTERRUPTED = 130
 UNKNOWN_VERB = 2
@@ -96,5 +97,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
+def console() -> NoReturn:
+    """The `roberta-dist` command."""
+    end_process(main())
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    console()

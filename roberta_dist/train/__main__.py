@@ -9,6 +9,7 @@ from pathlib import Path
 from roberta_dist.config.load import load_yaml
 from roberta_dist.config.roots import PretrainConfig
 from roberta_dist.errors import RobertaDistError
+from roberta_dist.runtime.leave import end_process
 from roberta_dist.train.run import pretrain
 
 
@@ -25,4 +26,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    end_process(main(sys.argv[1:]))

@@ -46,12 +46,13 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def run_world(script: Path, world_size: int, arguments: dict[str, Any], timeout: int = 300) -> Any:
-    """Run `script` on `world_size` ranks; returns what rank 0 wrote to arguments["output"]."""
-    output = Path(arguments["output"])
-    processes = []
+def run_ranks(
+    script: Path, world_size: int, arguments: list[str], logs: Path, timeout: int = 300
+) -> tuple[list[int], str]:
+    """Run `script` on `world_size` ranks; returns their exit codes and the ends of their logs."""
+    processes, paths = [], [logs.with_suffix(f".rank{rank}.log") for rank in range(world_size)]
     port = str(free_port())
-    for rank in range(world_size):
+    for rank, path in enumerate(paths):
         environ = os.environ | {
             "RANK": str(rank),
             "LOCAL_RANK": str(rank),
@@ -64,15 +65,11 @@ def run_world(script: Path, world_size: int, arguments: dict[str, Any], timeout:
                 [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
             ),
         }
-        log = open(f"{output}.rank{rank}.log", "w")  # noqa: SIM115 (lives as long as the rank)
-        processes.append(
-            subprocess.Popen(
-                [sys.executable, str(script), json.dumps(arguments)],
-                env=environ,
-                stdout=log,
-                stderr=subprocess.STDOUT,
+        with open(path, "w") as log:
+            command = [sys.executable, str(script), *arguments]
+            processes.append(
+                subprocess.Popen(command, env=environ, stdout=log, stderr=subprocess.STDOUT)
             )
-        )
     try:
         codes = [process.wait(timeout) for process in processes]
     finally:
@@ -80,7 +77,13 @@ def run_world(script: Path, world_size: int, arguments: dict[str, Any], timeout:
             process.kill()
     left = sorted(Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_*_{port}_*"))
     assert not left, f"shared memory is left behind: {left}"
-    logs = "\n".join(Path(f"{output}.rank{r}.log").read_text()[-3000:] for r in range(world_size))
+    return codes, "\n".join(path.read_text()[-3000:] for path in paths)
+
+
+def run_world(script: Path, world_size: int, arguments: dict[str, Any], timeout: int = 300) -> Any:
+    """Run `script` on `world_size` ranks; returns what rank 0 wrote to arguments["output"]."""
+    output = Path(arguments["output"])
+    codes, logs = run_ranks(script, world_size, [json.dumps(arguments)], output, timeout)
     assert codes == [0] * world_size, logs
     return json.loads(output.read_text())
 

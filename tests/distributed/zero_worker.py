@@ -22,6 +22,7 @@ from roberta_dist.engine.ds_config import deepspeed_config
 from roberta_dist.engine.engine import TrainEngine
 from roberta_dist.engine.setup import close_world, init_world
 from roberta_dist.optim.build import build_optimizer
+from roberta_dist.runtime.leave import end_process
 from roberta_dist.runtime.world import detect_world
 from roberta_dist.train.state import TrainState
 
@@ -209,3 +210,4 @@ def main(arguments):
 if __name__ == "__main__":
     torch.set_num_threads(1)
     main(json.loads(sys.argv[1]))
+    end_process(0)
