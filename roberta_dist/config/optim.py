@@ -5,21 +5,33 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from roberta_dist.config.fields import extendable, identity, require
+from roberta_dist.config.fields import extendable, free, identity, require
 
 
 class Optimizer(str, Enum):
     """The update rule."""
 
     adamw = "adamw"
+    lamb = "lamb"
+
+
+class Backend(str, Enum):
+    """Whose kernels run the update."""
+
+    auto = "auto"
+    torch = "torch"
+    deepspeed = "deepspeed"
+    apex = "apex"
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW as RoBERTa used it (Table 9)."""
+    """AdamW as RoBERTa used it (Table 9), or LAMB."""
 
     name: Optimizer = identity(Optimizer.adamw)
     """Update rule."""
+    backend: Backend = free(Backend.auto)
+    """Whose kernels: `torch` (fused AdamW, compiled LAMB), `deepspeed` or `apex`; auto is torch."""
     lr: float = identity(6e-4)
     """Peak learning rate."""
     beta1: float = identity(0.9)
@@ -34,6 +46,14 @@ class OptimConfig:
     """Decay biases and LayerNorm weights too (fairseq does, NVIDIA's recipes do not)."""
     max_grad_norm: float = identity(0.0)
     """Clip the global gradient norm to this; 0 is off (RoBERTa)."""
+    prenormalize: bool = identity(False)
+    """LAMB: divide the gradient by its global norm before the moments see it (NVIDIA's BERT)."""
+    trust_clip: list[float] = identity([])
+    """LAMB: smallest and largest trust ratio; empty is off (DeepSpeed's FusedLamb: [0.01, 10])."""
+    nvlamb: bool = identity(False)
+    """LAMB: adapt tensors without weight decay too."""
+    bias_correction: bool = identity(True)
+    """LAMB: divide the moments by 1 - beta^t, as AdamW always does."""
 
     def __post_init__(self) -> None:
         require(self.lr > 0, "optim.lr", self.lr, "must be positive")
@@ -48,6 +68,38 @@ class OptimConfig:
             self.max_grad_norm,
             "must be ≥ 0 (0 is off)",
         )
+        self._check_lamb()
+
+    def _check_lamb(self) -> None:
+        clip = self.trust_clip
+        require(
+            not clip or (len(clip) == 2 and 0 <= clip[0] < clip[1]),
+            "optim.trust_clip",
+            clip,
+            "must be empty or [smallest, largest] with 0 ≤ smallest < largest",
+        )
+        require(
+            not (self.prenormalize and self.max_grad_norm),
+            "optim.max_grad_norm",
+            self.max_grad_norm,
+            "clips a gradient that optim.prenormalize divides by its norm anyway",
+            "set one of them to off",
+        )
+        if self.name is not Optimizer.lamb:
+            for key, default in (
+                ("prenormalize", False),
+                ("trust_clip", []),
+                ("nvlamb", False),
+                ("bias_correction", True),
+            ):
+                value = vars(self)[key]
+                require(
+                    value == default,
+                    f"optim.{key}",
+                    value,
+                    f"has no meaning for {self.name.value}",
+                    "use optim.name=lamb",
+                )
 
 
 class Decay(str, Enum):

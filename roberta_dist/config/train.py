@@ -48,6 +48,13 @@ class Precision(str, Enum):
     bf16 = "bf16"
 
 
+class Offload(str, Enum):
+    """Where master weights and optimizer state live, and the update runs."""
+
+    none = "none"
+    cpu = "cpu"
+
+
 @dataclass(frozen=True)
 class EngineConfig:
     """DeepSpeed ZeRO."""
@@ -56,6 +63,8 @@ class EngineConfig:
     """ZeRO stage: 0 replicates, 1 shards optimizer state, 2 also gradients, 3 also weights."""
     precision: Precision = identity(Precision.fp32)
     """Compute type; gradients are accumulated and reduced in fp32 either way."""
+    offload: Offload = free(Offload.none)
+    """`cpu` keeps master weights, moments and the update in host memory (ZeRO-Offload)."""
     sub_group_size: int = free(1_000_000_000)
     """Stage 3: elements the optimizer handles at a time."""
     bucket_size: int = free(50_000_000)
@@ -69,6 +78,13 @@ class EngineConfig:
             self.stage,
             "cannot accumulate bf16 gradients in fp32 (DeepSpeed refuses it)",
             "use engine.stage=1",
+        )
+        require(
+            self.stage > 0 or self.offload is Offload.none,
+            "engine.offload",
+            self.offload.value,
+            "needs sharded optimizer state",
+            "use engine.stage=1, 2 or 3",
         )
         for key in ("sub_group_size", "bucket_size"):
             value = vars(self)[key]

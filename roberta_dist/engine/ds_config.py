@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from roberta_dist.config.train import EngineConfig, Precision
+from roberta_dist.config.train import EngineConfig, Offload, Precision
 
 
 def deepspeed_config(
@@ -12,7 +12,8 @@ def deepspeed_config(
     micro_batch_size: int,
     micro_steps: int,
     max_grad_norm: float,
-    overlap_comm: bool,
+    accelerator: bool,
+    untested_optimizer: bool = False,
 ) -> dict[str, Any]:
     """What `deepspeed.initialize` gets.
 
@@ -25,11 +26,12 @@ def deepspeed_config(
         micro_steps: the most micro-batches of a step. A step may have fewer: the engine sets the
             boundary of each micro-batch itself, and nothing is divided by this number.
         max_grad_norm: 0 is off.
-        overlap_comm: reduce while the backward pass goes on (accelerators only).
+        accelerator: not a CPU: reduce while the backward pass goes on, pin offloaded memory.
+        untested_optimizer: allow an optimizer DeepSpeed does not know; ours knows the layout.
     """
     zero: dict[str, Any] = {
         "stage": engine.stage,
-        "overlap_comm": overlap_comm,
+        "overlap_comm": accelerator,
         "contiguous_gradients": True,
         "reduce_bucket_size": engine.bucket_size,
         "allgather_bucket_size": engine.bucket_size,
@@ -40,6 +42,8 @@ def deepspeed_config(
             "stage3_prefetch_bucket_size": engine.bucket_size,
             "stage3_max_live_parameters": 10 * engine.bucket_size,
         }
+    if engine.offload is Offload.cpu:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": accelerator}
     return {
         "train_micro_batch_size_per_gpu": micro_batch_size,
         "gradient_accumulation_steps": micro_steps,
@@ -52,6 +56,7 @@ def deepspeed_config(
         "communication_data_type": "fp32",
         "zero_optimization": zero,
         "zero_force_ds_cpu_optimizer": False,
+        "zero_allow_untested_optimizer": untested_optimizer,
         "steps_per_print": 1_000_000_000,
         "wall_clock_breakdown": False,
     }

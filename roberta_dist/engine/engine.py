@@ -23,9 +23,10 @@ from torch.optim import Optimizer
 from roberta_dist.checkpoint.reader import Checkpoint
 from roberta_dist.config.roots import PretrainConfig
 from roberta_dist.engine.guards import is_finite
-from roberta_dist.engine.layout import gradient_parts, zero_stage
+from roberta_dist.engine.layout import gradient_parts, offloads, zero_stage
 from roberta_dist.engine.save import ensure_optimizer_state, load_checkpoint, save_checkpoint
 from roberta_dist.engine.setup import initialize
+from roberta_dist.optim.lamb import Lamb
 from roberta_dist.runtime.dist import all_sum
 from roberta_dist.runtime.heap import HeapTrimmer
 from roberta_dist.runtime.rng import derive_key
@@ -102,6 +103,8 @@ class TrainEngine:
         self.world = world
         self.device = device
         self.seed = config.train.seed
+        lamb = optimizer if isinstance(optimizer, Lamb) else None
+        self.prenormalized = lamb if config.optim.prenormalize else None
         self._heap = HeapTrimmer(enabled=device.type == "cpu")
         self.engine = initialize(model, optimizer, config, micro_steps, device)
         ensure_optimizer_state(self.engine, 0)
@@ -130,7 +133,7 @@ class TrainEngine:
         computed = time.perf_counter()
         applied = labelled and is_finite(loss_sum, nsp_sum, grad_norm)
         if applied:
-            self._apply(lr)
+            self._apply(lr, grad_norm)
         elif labelled:
             self._discard()
         return StepResult(
@@ -184,7 +187,9 @@ class TrainEngine:
         totals = all_sum(torch.cat([sums.reshape(-1), square.reshape(1)]))
         return totals[:-1], float(totals[-1].sqrt())
 
-    def _apply(self, lr: float) -> None:
+    def _apply(self, lr: float, grad_norm: float) -> None:
+        if self.prenormalized is not None and grad_norm > 0:
+            self.prenormalized.gradient_scale = 1 / grad_norm
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
         skipped = self.engine.skipped_steps
@@ -197,8 +202,11 @@ class TrainEngine:
         if zero_stage(self.engine) == 0:
             self.engine.zero_grad()
             return
-        parts = gradient_parts(self.engine)
-        parts[0].view(-1)[:1].fill_(float("inf"))
+        if offloads(self.engine):  # the norms of the parts were taken during the backward pass
+            norms = self.engine.optimizer.norm_for_param_grads
+            norms |= {key: torch.tensor(math.inf) for key in norms}
+        else:
+            gradient_parts(self.engine)[0].view(-1)[:1].fill_(math.inf)
         self.engine.step()
 
     def held_out_sums(self, batches: Iterable[Batch]) -> Sums:

@@ -47,6 +47,11 @@ class Fragment:
         return Fragment(self.name, self.shape, start, length, self.flat, self.offset + shift)
 
 
+def whole_shape(parameter: Any) -> tuple[int, ...]:
+    """Shape of the whole parameter; stage 3 leaves an empty placeholder in the module."""
+    return tuple(parameter.ds_shape if "ds_shape" in vars(parameter) else parameter.shape)
+
+
 def zero_stage(engine: Any) -> int:
     """ZeRO stage of a DeepSpeed engine."""
     return int(engine.zero_optimization_stage())
@@ -55,6 +60,11 @@ def zero_stage(engine: Any) -> int:
 def uses_bf16_optimizer(engine: Any) -> bool:
     """Stage 1 with bf16 weights and fp32 accumulation runs in another class."""
     return type(engine.optimizer).__name__ == "BF16_Optimizer"
+
+
+def offloads(engine: Any) -> bool:
+    """Weights, moments and gradients of the update live in host memory."""
+    return bool(engine.zero_use_cpu_optimizer())
 
 
 def flat_tensors(engine: Any) -> list[Tensor]:
@@ -132,6 +142,8 @@ def gradient_parts(engine: Any) -> list[Tensor]:
     stage = zero_stage(engine)
     if stage == 0:
         return [p.grad for p in engine.module.parameters() if p.grad is not None]
+    if offloads(engine):
+        return [flat.grad for flat in flat_tensors(engine) if flat.grad is not None]
     if uses_bf16_optimizer(engine):
         return list(engine.optimizer.fp32_groups_gradient_flat_partition)
     return [part for group in engine.optimizer.averaged_gradients.values() for part in group]

@@ -34,6 +34,7 @@ from roberta_dist.engine.layout import (
     held_fragments,
     owned_fragments,
     publish_master_weights,
+    whole_shape,
 )
 from roberta_dist.errors import DataFault, RobertaDistError, StorageError
 from roberta_dist.optim.build import MOMENTS
@@ -146,7 +147,7 @@ def _finish(
     train_state: Mapping[str, Any],
     config_yaml: str,
 ) -> None:
-    shapes = {name: list(_shape(p)) for name, p in engine.module.named_parameters()}
+    shapes = {name: list(whole_shape(p)) for name, p in engine.module.named_parameters()}
     write_json(
         folder / INDEX,
         {
@@ -172,11 +173,6 @@ def _finish(
     write_json(folder / COMPLETE, {"format_version": FORMAT_VERSION, "files": sums})
 
 
-def _shape(parameter: Any) -> tuple[int, ...]:
-    """Shape of the whole parameter; stage 3 leaves an empty placeholder in the module."""
-    return tuple(parameter.ds_shape if "ds_shape" in vars(parameter) else parameter.shape)
-
-
 def load_checkpoint(engine: Any, checkpoint: Checkpoint, world: World) -> None:
     """Read what this rank holds: weights, moments and the optimizer's step.
 
@@ -184,7 +180,7 @@ def load_checkpoint(engine: Any, checkpoint: Checkpoint, world: World) -> None:
         DataFault: a file is damaged (ranks share the checking), or the model is another one.
     """
     _verify_together(checkpoint.folder, world, next(iter(flat_tensors(engine))).device)
-    ours = {name: _shape(p) for name, p in engine.module.named_parameters()}
+    ours = {name: whole_shape(p) for name, p in engine.module.named_parameters()}
     if ours != checkpoint.shapes:
         different = sorted(
             name

@@ -17,6 +17,8 @@ from torch.optim import Optimizer
 from roberta_dist.config.roots import PretrainConfig
 from roberta_dist.config.train import Precision
 from roberta_dist.engine.ds_config import deepspeed_config
+from roberta_dist.engine.segments import bind_lamb
+from roberta_dist.optim.lamb import Lamb
 from roberta_dist.runtime.world import World
 
 
@@ -84,9 +86,12 @@ def initialize(
         config.train.micro_batch_size,
         micro_steps,
         config.optim.max_grad_norm,
-        overlap_comm=device.type != "cpu",
+        accelerator=device.type != "cpu",
+        untested_optimizer=isinstance(optimizer, Lamb),
     )
     if config.engine.precision is Precision.fp32:
         model.to(device)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config)
+    if isinstance(optimizer, Lamb):
+        bind_lamb(engine, optimizer, device)
     return engine

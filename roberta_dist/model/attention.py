@@ -12,6 +12,11 @@ from torch import Tensor, nn
 from roberta_dist.config.model import ModelConfig
 
 
+def packed_tensors(name: str) -> int:
+    """How many tensors the parameter `name` holds, stacked along its first dimension."""
+    return 3 if name.endswith((".qkv.weight", ".qkv.bias")) else 1
+
+
 def padding_plan(
     cu_seqlens: Tensor, tokens: int, max_seqlen: int
 ) -> tuple[Tensor | None, Tensor | None]:

@@ -135,7 +135,7 @@ def small_gradients(arguments, world, device):
         engine, *_ = deepspeed.initialize(
             model=model,
             optimizer=torch.optim.AdamW(model.parameters(), lr=0.0),
-            config=deepspeed_config(engine_config, 1, 64, 0.0, overlap_comm=False),
+            config=deepspeed_config(engine_config, 1, 64, 0.0, accelerator=False),
         )
         for micro_step in range(64):
             engine.set_gradient_accumulation_boundary(micro_step == 63)

@@ -86,7 +86,8 @@ def test_what_decides_the_result_is_identity():
     names = ("path", "corpora", "cache_mib", "prefetch_steps", "retry_s", "cache_dir", "cache_gib")
     reading = {f"data.{name}" for name in (*names, "quarantine_packs")}
     # Phases and weights to come may be added; those of rows that were read are compared.
-    assert free == {*reading, "data.phases", "data.weights", "schedule.max_steps"}
+    # Every backend that is accepted gives the same update.
+    assert free == {*reading, "data.phases", "data.weights", "schedule.max_steps", "optim.backend"}
     assert classes["train.seed"].endswith("identity")
     assert classes["train.global_batch_size"].endswith("identity")
 

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.unit
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_defaults_of_deepspeed_are_overruled(stage):
-    config = deepspeed_config(EngineConfig(stage=stage), 4, 8, 0.0, overlap_comm=False)
+    config = deepspeed_config(EngineConfig(stage=stage), 4, 8, 0.0, accelerator=False)
     assert config["gradient_clipping"] == 0.0
     assert config["data_types"] == {"grad_accum_dtype": "fp32"}
     assert config["communication_data_type"] == "fp32"

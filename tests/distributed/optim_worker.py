@@ -1,0 +1,142 @@
+"""Rank script: optimizers over real DeepSpeed ranks.
+
+The first argument is a JSON object: `output`, and `runs`, a list of objects:
+
+    key         of its result
+    steps       to train; from the checkpoint `load` if given; saved to the folder `save` at the end
+    stage, precision, offload, micro    of the engine
+    optim       OptimConfig's fields
+    naive       take the layout away from LAMB
+    skip        steps whose loss is made non-finite
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import world_support as support
+
+from roberta_dist.checkpoint.reader import open_checkpoint
+from roberta_dist.config.optim import OptimConfig, Optimizer
+from roberta_dist.config.roots import PretrainConfig
+from roberta_dist.config.train import EngineConfig, Offload, Precision, TrainConfig
+from roberta_dist.engine.engine import TrainEngine
+from roberta_dist.engine.layout import flat_tensors, held_fragments
+from roberta_dist.engine.setup import close_world, init_world
+from roberta_dist.model.encoder import RobertaForPretraining
+from roberta_dist.model.init import init_weights
+from roberta_dist.optim.build import build_optimizer
+from roberta_dist.runtime.leave import end_process
+from roberta_dist.runtime.world import detect_world
+from roberta_dist.train.state import TrainState
+
+MODEL = replace(support.MODEL, num_layers=4)
+ROWS = 16
+
+
+def make_model():
+    model = RobertaForPretraining(MODEL, support.KernelsConfig(), support.VOCAB)
+    init_weights(model, 1)
+    return model
+
+
+def rows_of(step):
+    return list(range(step * ROWS, (step + 1) * ROWS))
+
+
+def optim_config(optim):
+    return OptimConfig(**{**optim, "name": Optimizer(optim.get("name", "adamw"))})
+
+
+def make_engine(run, world, device):
+    """The engine, and how often DeepSpeed called the optimizer while it was made."""
+    config = PretrainConfig(
+        model=MODEL,
+        optim=optim_config(run["optim"]),
+        train=TrainConfig(global_batch_size=ROWS, micro_batch_size=run["micro"]),
+        engine=EngineConfig(
+            stage=run["stage"],
+            precision=Precision(run.get("precision", "fp32")),
+            offload=Offload(run.get("offload", "none")),
+            sub_group_size=20_000,
+        ),
+        data=replace(PretrainConfig().data, sequence_length=32),
+    )
+    model = make_model()
+    optimizer = build_optimizer(model, config.optim)
+    calls = []
+    hook = optimizer.register_step_post_hook(lambda *_: calls.append(1))
+    micro_steps = ROWS // run["micro"] // world.world_size
+    engine = TrainEngine(model, optimizer, config, world, device, micro_steps)
+    hook.remove()
+    return engine, len(calls)
+
+
+def untouched(engine, run):
+    """Weights are the initial ones, moments and steps are 0."""
+    dtype = torch.bfloat16 if run.get("precision") == "bf16" else torch.float32
+    initial = {name: p.detach().to(dtype).float() for name, p in make_model().named_parameters()}
+    state = engine.engine.basic_optimizer.state
+    weights = all(
+        torch.equal(f.view(f.flat), initial[f.name].view(-1)[f.start : f.start + f.length])
+        for f in held_fragments(engine.engine)
+    )
+    moments = all(
+        not state[flat][key].any()
+        for flat in flat_tensors(engine.engine)
+        for key in ("exp_avg", "exp_avg_sq", "step")
+    )
+    return bool(weights and moments)
+
+
+def train(run, world, device):
+    engine, calls = make_engine(run, world, device)
+    result = {"calls": calls, "untouched": untouched(engine, run), "loss": [], "skipped": []}
+    if run.get("naive"):
+        engine.engine.basic_optimizer.bind({}, 0, lambda norms: norms)
+    first = 0
+    if "load" in run:
+        checkpoint = open_checkpoint(Path(run["load"]))
+        engine.load(checkpoint)
+        first = int(checkpoint.train_state["step"])
+    per_rank, micro = ROWS // world.world_size, run["micro"]
+    for step in range(first, run["steps"]):
+        own = rows_of(step)[world.rank * per_rank : (world.rank + 1) * per_rank]
+        batches = [support.random_batch(own[i : i + micro]) for i in range(0, per_rank, micro)]
+        hook = None
+        if step in run.get("skip", []):
+            layer = engine.engine.module.layers[0]
+            hook = layer.register_forward_hook(lambda part, inputs, output: output * float("nan"))
+        outcome = engine.train_step(batches, step, run["lr"])
+        if hook is not None:
+            hook.remove()
+            result["skipped"].append(not outcome.applied)
+            continue
+        result["loss"].append(outcome.loss)
+    if "save" in run:
+        state = TrainState(step=run["steps"], next_row=run["steps"] * ROWS,
+                           optimizer_step=run["steps"]).to_json({})  # fmt: skip
+        engine.save(Path(run["save"]), run["steps"], state, "run_dir: x\n")
+    optimizer = engine.engine.optimizer
+    result["sub_groups"] = len(optimizer.fp16_groups) if run["stage"] == 3 else 0
+    result["class"] = type(optimizer).__name__
+    return result
+
+
+def main(arguments):
+    world = detect_world()
+    device = init_world(world, 300)
+    results = {run["key"]: train(run, world, device) for run in arguments["runs"]}
+    if world.is_main:
+        Path(arguments["output"]).write_text(json.dumps(results))
+    close_world()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(json.loads(sys.argv[1]))
+    end_process(0)
