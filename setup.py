@@ -58,7 +58,16 @@ setup(
         "gs": ["gcsfs>=2024.6"],
         "test": [
             *(package for packages in EXTRAS.values() for package in packages),
-            *("pytest", "hypothesis", "ruff", "mypy", "setuptools>=68", "wheel", "moto[server]>=5"),
+            *(
+                "pytest",
+                "hypothesis",
+                "ruff",
+                "mypy",
+                "setuptools>=68",
+                "wheel",
+                "moto[server]>=5",
+                "pytorch_optimizer>=4.1",
+            ),
         ],
     },
     entry_points={"console_scripts": ["roberta-dist=roberta_dist.cli:console"]},
