@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import Enum
 
@@ -103,11 +104,43 @@ class OptimConfig:
 
 
 class Decay(str, Enum):
-    """Shape of the learning rate after warmup."""
+    """Shape of the learning rate after warmup; docs/schedules.md draws each."""
 
     linear = "linear"
     polynomial = "polynomial"
+    cosine = "cosine"
+    inverse_sqrt = "inverse_sqrt"
+    wsd = "wsd"
     constant = "constant"
+
+
+class Cooldown(str, Enum):
+    """Shape of the last part of `wsd` (Hägele et al. 2024)."""
+
+    one_minus_sqrt = "one_minus_sqrt"
+    linear = "linear"
+
+
+@dataclass(frozen=True)
+class SchedulePhase:
+    """At a step the schedule begins anew, with a peak and a warmup of its own.
+
+    It lasts to the next phase, or to `max_steps`, and is what a run of so many steps would be.
+    """
+
+    from_step: int = identity(0)
+    """First step of the phase."""
+    lr: float = identity(0.0)
+    """Its peak learning rate."""
+    warmup_steps: int = identity(0)
+    """Steps of its linear warmup."""
+    warmup_fraction: float = identity(0.0)
+    """The same as a share of the steps of the phase; 0 where `warmup_steps` says it."""
+
+    def __post_init__(self) -> None:
+        require(self.from_step > 0, "schedule.phases: from_step", self.from_step, "must be ≥ 1")
+        positive = 0 < self.lr < math.inf
+        require(positive, "schedule.phases: lr", self.lr, "must be a positive, finite number")
 
 
 @dataclass(frozen=True)
@@ -115,23 +148,84 @@ class ScheduleConfig:
     """Warmup and decay as a pure function step → learning rate."""
 
     decay: Decay = identity(Decay.linear)
-    """`linear` is polynomial with power 1; `constant` keeps the peak."""
+    """`linear` is polynomial with power 1; `constant` keeps the peak; `inverse_sqrt` and `constant`
+    do not ask how long the run will be, nor does `wsd` before its last part."""
     max_steps: int = extendable(500_000)
     """Optimizer steps of the whole run."""
     warmup_steps: int = identity(24_000)
     """Steps of linear warmup from peak / warmup_steps."""
+    warmup_fraction: float = identity(0.0)
+    """Warmup as a share of the steps up to the first phase or `max_steps`, to the nearest step; with
+    `warmup_steps: 0`."""
+    decay_in_warmup: bool = identity(False)
+    """Count the steps of warmup as decay too, so that the rate drops below the peak where warmup ends
+    (`linear`, `polynomial`, `cosine`; Google's and NVIDIA's BERT)."""
     power: float = identity(1.0)
     """Exponent of `polynomial`."""
     end_lr: float = identity(0.0)
-    """Learning rate at `max_steps`."""
+    """Learning rate at `max_steps`, and at the end of each phase."""
+    decay_steps: int = identity(0)
+    """Steps of the last part of `wsd`."""
+    decay_fraction: float = identity(0.0)
+    """The same as a share of the steps of a phase (of `max_steps` where there is one), to the nearest
+    step; with `decay_steps: 0`."""
+    cooldown: Cooldown = identity(Cooldown.one_minus_sqrt)
+    """Shape of the last part of `wsd`."""
+    phases: list[SchedulePhase] = extendable([])
+    """Steps at which the schedule begins anew, each with its peak and warmup, in order. `optim.lr` and
+    the warmup above are those of the steps before the first."""
 
     def __post_init__(self) -> None:
         require(self.max_steps > 0, "schedule.max_steps", self.max_steps, "must be positive")
-        require(
-            0 <= self.warmup_steps <= self.max_steps,
-            "schedule.warmup_steps",
-            self.warmup_steps,
-            f"must be in [0, schedule.max_steps={self.max_steps}]",
-        )
         require(self.power > 0, "schedule.power", self.power, "must be positive")
         require(self.end_lr >= 0, "schedule.end_lr", self.end_lr, "must be ≥ 0")
+        first = 0
+        for phase in self.phases:
+            inside = first < phase.from_step < self.max_steps
+            rule = f"must be after {first} and before schedule.max_steps={self.max_steps}"
+            require(inside, "schedule.phases: from_step", phase.from_step, rule)
+            first = phase.from_step
+        self._check_parts("schedule.", 0, self.warmup_steps, self.warmup_fraction)
+        for phase in self.phases:
+            self._check_parts(
+                "schedule.phases: ", phase.from_step, phase.warmup_steps, phase.warmup_fraction
+            )
+        decays = self.decay_steps > 0 or self.decay_fraction > 0
+        require(
+            decays == (self.decay is Decay.wsd),
+            "schedule.decay",
+            self.decay.value,
+            "wsd, and no other decay, has decay_steps or decay_fraction",
+            "schedule=wsd takes the last fifth; another decay wants both at 0",
+        )
+
+    def steps_from(self, first: int) -> int:
+        """Steps of the phase that begins at `first`, which is 0 or a phase's `from_step`."""
+        later = [phase.from_step for phase in self.phases if phase.from_step > first]
+        return (later[0] if later else self.max_steps) - first
+
+    def _check_parts(self, prefix: str, first: int, warmup: int, warmup_fraction: float) -> None:
+        """Warmup and the last part of one phase: each said once, and both fit."""
+        steps = self.steps_from(first)
+        where = f"[0, {steps}], the steps from {first} to the next phase or schedule.max_steps={self.max_steps}"
+        lengths = {"warmup": (prefix, warmup, warmup_fraction)}
+        lengths["decay"] = ("schedule.", self.decay_steps, self.decay_fraction)
+        for name, (group, count, fraction) in lengths.items():
+            key = f"{group}{name}_steps"
+            require(0 <= count <= steps, key, count, f"must be in {where}")
+            require(0 <= fraction <= 1, f"{group}{name}_fraction", fraction, "must be in [0, 1]")
+            require(
+                count == 0 or fraction == 0,
+                key,
+                count,
+                f"and {name}_fraction={fraction} both say how long the {name} is",
+                f"set {key}=0 to use the fraction",
+            )
+        total = part_steps(warmup, warmup_fraction, steps)
+        total += part_steps(self.decay_steps, self.decay_fraction, steps)
+        require(total <= steps, f"{prefix}warmup + schedule.decay", total, f"must be in {where}")
+
+
+def part_steps(count: int, fraction: float, steps: int) -> int:
+    """Length of a part of `steps` steps that is given as a count or as a fraction; the other is 0."""
+    return count + round(fraction * steps)

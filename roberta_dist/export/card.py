@@ -9,6 +9,7 @@ from typing import Any
 from roberta_dist.config.model import ModelConfig
 from roberta_dist.config.roots import PretrainConfig
 from roberta_dist.corpus.manifest import Manifest
+from roberta_dist.optim.schedule import span_at
 from roberta_dist.plan.flops import parameter_count
 from roberta_dist.runtime.versions import installed_version
 
@@ -105,8 +106,9 @@ def run_facts(
         f"by {config.masking.unit.value.replace('_', ' ')}",
         "optimizer": f"{config.optim.name.value}, weight decay {config.optim.weight_decay}",
         "peak learning rate": config.optim.lr,
-        "warmup steps": config.schedule.warmup_steps,
+        "warmup steps": span_at(0, config.optim.lr, config.schedule).warmup,
         "decay": f"{config.schedule.decay.value} to step {config.schedule.max_steps:,}",
+        **_phase_facts(config),
         "precision": config.engine.precision.value,
         "seed": config.train.seed,
     }
@@ -115,4 +117,15 @@ def run_facts(
         facts["held-out perplexity"] = f"{math.exp(min(held_out_loss, 700.0)):.2f}"
     if unigram_entropy is not None:
         facts["held-out unigram entropy (nats a token)"] = f"{unigram_entropy:.4f}"
+    return facts
+
+
+def _phase_facts(config: PretrainConfig) -> dict[str, object]:
+    """Peak and warmup of each phase in which the schedule begins anew."""
+    facts: dict[str, object] = {}
+    for phase in config.schedule.phases:
+        span = span_at(phase.from_step, config.optim.lr, config.schedule)
+        facts[f"schedule begins anew at step {span.first:,}"] = (
+            f"peak learning rate {span.peak}, {span.warmup:,} warmup steps"
+        )
     return facts

@@ -11,7 +11,7 @@ from roberta_dist.config.load import to_yaml
 from roberta_dist.corpus.tokenizer_folder import local_tokenizer
 from roberta_dist.errors import NonFiniteError
 from roberta_dist.export.huggingface import export_weights
-from roberta_dist.optim.schedule import learning_rate
+from roberta_dist.optim.schedule import learning_rate, span_at
 from roberta_dist.runtime.dist import barrier, on_all, on_main
 from roberta_dist.runtime.rundir import RunPaths
 from roberta_dist.stream.corpora import first_corpus
@@ -37,7 +37,8 @@ def dry_run(run: Run, paths: RunPaths) -> None:
     config = run.config
     start = run.resume.state
     reader = RankReader(run.stream, run.world, config.train.micro_batch_size, start.quarantine)
-    lr = learning_rate(max(1, config.schedule.warmup_steps), config.optim.lr, config.schedule)
+    warmup = span_at(0, config.optim.lr, config.schedule).warmup
+    lr = learning_rate(max(1, warmup), config.optim.lr, config.schedule)
     try:
         for row in _rows_to_try(run.stream.plan, start.next_row):
             batches = on_all(partial(reader.micro_batches, row))

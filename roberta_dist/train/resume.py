@@ -9,9 +9,9 @@ from typing import Any
 from roberta_dist.checkpoint.reader import Checkpoint
 from roberta_dist.config.fields import Resume
 from roberta_dist.config.load import flatten, load_yaml, resume_classes
-from roberta_dist.config.optim import Decay
 from roberta_dist.config.roots import PretrainConfig
 from roberta_dist.errors import ConfigError
+from roberta_dist.optim.schedule import learning_rate
 from roberta_dist.train.state import TrainState, state_from_json
 
 
@@ -31,8 +31,8 @@ def _plain(value: Any) -> Any:
     return value.value if hasattr(value, "value") else value
 
 
-def config_changes(old: PretrainConfig, new: PretrainConfig) -> list[Change]:
-    """Keys that differ and may; identity keys that differ stop here.
+def config_changes(old: PretrainConfig, new: PretrainConfig, step: int) -> list[Change]:
+    """Keys that differ and may, once `step` steps are done; identity keys that differ stop here.
 
     Raises:
         ConfigError: names every identity key that differs, with both values.
@@ -42,21 +42,40 @@ def config_changes(old: PretrainConfig, new: PretrainConfig) -> list[Change]:
     changes = [Change(key, before[key], after[key]) for key in after if before[key] != after[key]]
     forbidden = [c for c in changes if classes[c.key] is Resume.identity]
     forbidden += [
-        c for c in changes if classes[c.key] is Resume.extendable and not _may_extend(c, new)
+        change
+        for change in changes
+        if classes[change.key] is Resume.extendable and not _may_extend(change, old, new, step)
     ]
     if forbidden:
         raise ConfigError(
             "the run folder was started with other values: " + "; ".join(map(str, forbidden)),
             "keep the old values, or start a new run with another run_dir= "
-            "(schedule.max_steps, data.phases and data.weights may be extended with train.extend=true)",
+            "(schedule.max_steps, data.phases, data.weights and phases to come of schedule.phases may "
+            "be extended with train.extend=true)",
         )
     return changes
 
 
-def _may_extend(change: Change, new: PretrainConfig) -> bool:
+def _may_extend(change: Change, old: PretrainConfig, new: PretrainConfig, step: int) -> bool:
     if change.key.startswith("data."):  # what was done already is compared row for row below
         return new.train.extend
-    return change.new > change.old and (new.schedule.decay is Decay.constant or new.train.extend)
+    if change.key == "schedule.phases":
+        begun = [[p for p in phases if p.from_step < step] for phases in (change.old, change.new)]
+        return new.train.extend and begun[0] == begun[1]
+    return change.new > change.old and (new.train.extend or _same_rates(old, new, step))
+
+
+def _same_rates(old: PretrainConfig, new: PretrainConfig, step: int) -> bool:
+    """Every step done so far had the learning rate that the new command gives it.
+
+    So a longer run is the one that would have been planned so long from the start: always under a
+    schedule that does not depend on `max_steps`, under others until they begin to.
+    """
+    return all(
+        learning_rate(done, old.optim.lr, old.schedule)
+        == learning_rate(done, new.optim.lr, new.schedule)
+        for done in range(step)
+    )
 
 
 def _first_change(key: str, old: Any, new: Any) -> Change:
@@ -84,7 +103,9 @@ def check_resume(
     Raises:
         ConfigError: an identity key or the data differs; says which, old and new.
     """
-    changes = config_changes(load_yaml(PretrainConfig, checkpoint.config_yaml), config)
+    state = state_from_json(checkpoint.train_state)
+    old = load_yaml(PretrainConfig, checkpoint.config_yaml)
+    changes = config_changes(old, config, state.step)
     saved = checkpoint.train_state["data"]
     differing = [
         _first_change(key, saved.get(key), fingerprint.get(key))
@@ -98,4 +119,4 @@ def check_resume(
             "give the corpora, weights and phases with which its rows were read, or start a new run "
             "with another run_dir=",
         )
-    return ResumePoint(state_from_json(checkpoint.train_state), changes)
+    return ResumePoint(state, changes)

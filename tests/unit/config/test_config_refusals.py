@@ -68,6 +68,17 @@ def nothing_is_started(monkeypatch):
             "launch schedule.max_steps=9 schedule.warmup_steps=1 data.phases=[{from_step:9}]",
             ["from_step=9", "beyond schedule.max_steps=9"],
         ),
+        (
+            "launch schedule.warmup_fraction=0.06",
+            ["warmup_steps=24000", "warmup_fraction=0.06", "set schedule.warmup_steps=0"],
+        ),
+        ("launch schedule.decay=wsd", ["schedule.decay=wsd", "decay_fraction", "schedule=wsd"]),
+        ("launch schedule.decay=sqrt", ["schedule.decay", "sqrt", "inverse_sqrt", "cosine"]),
+        (
+            "launch schedule.phases=[{from_step:500000,lr:0.001}]",
+            ["schedule.phases: from_step=500000", "before schedule.max_steps=500000"],
+        ),
+        ("launch schedule.phases=[{from_step:90000}]", ["schedule.phases: lr=0.0", "positive"]),
         ("launch run_dir=", ["run_dir=''", "is empty", "run_dir=FOLDER"]),
         ("prepare corpus=text corpus.paths=[]", ["corpus.paths=[]", "corpus.source=text"]),
         ("prepare corpus.pack_mib=0", ["corpus.pack_mib=0.0", "must be positive"]),
