@@ -62,7 +62,7 @@ def make_engine(run, world, device):
             stage=run["stage"],
             precision=Precision(run.get("precision", "fp32")),
             offload=Offload(run.get("offload", "none")),
-            sub_group_size=20_000,
+            sub_group_size=8_000,
         ),
         data=replace(PretrainConfig().data, sequence_length=32),
     )
@@ -95,6 +95,8 @@ def untouched(engine, run):
 
 def train(run, world, device):
     engine, calls = make_engine(run, world, device)
+    counted = []
+    engine.engine.basic_optimizer.register_step_post_hook(lambda *_: counted.append(1))
     result = {"calls": calls, "untouched": untouched(engine, run), "loss": [], "skipped": []}
     if run.get("naive"):
         engine.engine.basic_optimizer.bind({}, 0, lambda norms: norms)
@@ -117,6 +119,7 @@ def train(run, world, device):
             result["skipped"].append(not outcome.applied)
             continue
         result["loss"].append(outcome.loss)
+        result.setdefault("calls_a_step", len(counted))
     if "save" in run:
         state = TrainState(step=run["steps"], next_row=run["steps"] * ROWS,
                            optimizer_step=run["steps"]).to_json({})  # fmt: skip

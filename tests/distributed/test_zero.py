@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -28,9 +29,11 @@ PAIR_SPLITS = {
     "2": [[0, 1, True], [1, 2, True], [2, 4, True], [3, 2, True], [3, 1, True]],
 }
 """Ranks → stage, rows of a micro-batch, pairs."""
+PLACES = [*product((0, 1, 2, 3), ("none",)), *product((1, 2, 3), ("cpu",))]
+"""Stage and where the optimizer state lives."""
 TASKS = {
     "traces": {"stages": [0, 1, 2, 3], "steps": STEPS},
-    "bad_numbers": {"stages": [0, 1, 2, 3]},
+    "bad_numbers": {"stages": [[stage, where] for stage, where in PLACES]},
     "small_gradients": {},
 }
 
@@ -217,14 +220,14 @@ def test_nothing_is_divided_by_the_configured_micro_batches(two_ranks, stage):
     assert two_ranks["ramp"][f"{stage}-fp32-3"] == two_ranks["ramp"][f"{stage}-fp32-7"]
 
 
-@pytest.mark.parametrize("stage", ["1", "2", "3"])
-def test_small_gradients_survive_bf16(two_ranks, stage):
-    assert two_ranks["small_gradients"][stage] == pytest.approx(1.123046875, abs=1e-7)
+@pytest.mark.parametrize("place", [f"{stage}-{where}" for stage, where in PLACES[1:]])
+def test_small_gradients_survive_bf16(two_ranks, place):
+    assert two_ranks["small_gradients"][place] == pytest.approx(1.123046875, abs=1e-7)
 
 
-@pytest.mark.parametrize("stage", ["0", "1", "2", "3"])
-def test_a_bad_batch_moves_nothing(two_ranks, stage):
-    assert two_ranks["bad_numbers"][stage] == [True, False, False, True, True]
+@pytest.mark.parametrize("place", [f"{stage}-{where}" for stage, where in PLACES])
+def test_a_bad_batch_moves_nothing(two_ranks, place):
+    assert two_ranks["bad_numbers"][place] == [True, False, False, True, True]
 
 
 def test_resume_at_another_stage_and_world(two_ranks, one_rank):

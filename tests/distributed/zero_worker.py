@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -17,24 +18,35 @@ from torch import nn
 
 from roberta_dist.checkpoint.reader import open_checkpoint
 from roberta_dist.config.roots import PretrainConfig
-from roberta_dist.config.train import EngineConfig, Precision, TrainConfig
+from roberta_dist.config.train import EngineConfig, Offload, Precision, TrainConfig
 from roberta_dist.engine.ds_config import deepspeed_config
 from roberta_dist.engine.engine import TrainEngine
+from roberta_dist.engine.layout import gradient_parts
 from roberta_dist.engine.setup import close_world, init_world
 from roberta_dist.optim.build import build_optimizer
+from roberta_dist.runtime.dist import all_sum
 from roberta_dist.runtime.leave import end_process
 from roberta_dist.runtime.world import detect_world
 from roberta_dist.train.state import TrainState
 
 
 def make_engine(
-    stage, world, device, micro=2, precision=Precision.fp32, rows=support.ROWS, pairs=False
+    stage,
+    world,
+    device,
+    micro=2,
+    precision=Precision.fp32,
+    rows=support.ROWS,
+    pairs=False,
+    offload="none",
 ):
     config = PretrainConfig(
         model=support.MODEL,
         optim=support.OPTIM,
         train=TrainConfig(global_batch_size=rows, micro_batch_size=micro),
-        engine=EngineConfig(stage=stage, precision=precision, sub_group_size=10_000),
+        engine=EngineConfig(
+            stage=stage, precision=precision, offload=Offload(offload), sub_group_size=10_000
+        ),
         data=replace(PretrainConfig().data, sequence_length=32),
     )
     model = support.make_model(pairs)
@@ -129,8 +141,10 @@ def small_gradients(arguments, world, device):
     import deepspeed
 
     sums = {}
-    for stage in (1, 2, 3):
-        engine_config = EngineConfig(stage=stage, precision=Precision.bf16)
+    for stage, offload in product((1, 2, 3), ("none", "cpu")):
+        engine_config = EngineConfig(
+            stage=stage, precision=Precision.bf16, offload=Offload(offload)
+        )
         model = OneNumber()
         engine, *_ = deepspeed.initialize(
             model=model,
@@ -141,7 +155,8 @@ def small_gradients(arguments, world, device):
             engine.set_gradient_accumulation_boundary(micro_step == 63)
             value = 1.0 if micro_step == 0 else 2.0**-9
             engine.backward(engine(value) * 1.0, scale_wrt_gas=False)
-        sums[stage] = float(safe_get_full_grad(engine.module.weight)[0])
+        held = sum(float(part.sum()) for part in gradient_parts(engine))
+        sums[f"{stage}-{offload}"] = float(all_sum(torch.tensor(held))) / 8
         engine.step()
     return sums
 
@@ -175,8 +190,10 @@ def _next_losses(engine, world):
 def bad_numbers(arguments, world, device):
     """A batch whose loss is not finite moves nothing, at every stage; the next one is as if alone."""
     result = {}
-    for stage in arguments["stages"]:
-        poisoned, clean = (make_engine(stage, world, device, pairs=True) for _ in range(2))
+    for stage, offload in arguments["stages"]:
+        poisoned, clean = (
+            make_engine(stage, world, device, pairs=True, offload=offload) for _ in range(2)
+        )
         batches = [batches_of(step, world, pairs=True) for step in range(4)]
         applied = [poisoned.train_step(batches[0], 0, support.LR).applied]
         clean.train_step(batches[0], 0, support.LR)
@@ -187,7 +204,7 @@ def bad_numbers(arguments, world, device):
             hook.remove()
         left = poisoned.train_step(batches[3], 3, support.LR)
         right = clean.train_step(batches[3], 3, support.LR)
-        result[stage] = [*applied, left.applied, left.loss == right.loss]
+        result[f"{stage}-{offload}"] = [*applied, left.applied, left.loss == right.loss]
     return result
 
 
