@@ -15,7 +15,7 @@ unit) marks="unit" ;;
     script="tests/acceptance/${2:-}.py"
     if [[ ! -f $script ]]; then
         echo "launch/test.sh: --acceptance '${2:-}': no such list; there are:" >&2
-        find tests/acceptance -name '*.py' -exec basename {} .py \; 2>/dev/null | sort | sed 's/^/  /' >&2
+        find tests/acceptance -maxdepth 1 -name '*.py' -exec basename {} .py \; 2>/dev/null | sort | sed 's/^/  /' >&2
         exit 2
     fi
     ;;

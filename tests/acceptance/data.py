@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,13 +19,14 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
-for folder in ("integration", "unit/stream"):
+for folder in ("integration", "unit/stream", "acceptance/support"):
     sys.path.insert(0, str(ROOT / "tests" / folder))
 
 import corruption
 import prepare_support
 import remote_support
 import run_support
+from points import run_points, say
 
 from roberta_dist.config.data import (
     DataConfig,
@@ -49,11 +49,6 @@ from roberta_dist.stream.packs import PackReader
 
 WORK = Path(tempfile.mkdtemp(prefix="data-"))
 WORLDS = (1, 2, 3, 5, 8, 16)
-
-
-def say(number: str, ok: bool, figure: str) -> bool:
-    print(f"[{'ok' if ok else 'FAILED'}] {number}: {figure}", flush=True)
-    return ok
 
 
 def three_corpora(folder: Path) -> dict[str, str]:
@@ -417,10 +412,4 @@ POINTS = {
 
 
 if __name__ == "__main__":
-    chosen = sys.argv[1:] or list(POINTS)
-    results = {number: POINTS[number]() for number in chosen}
-    failed = [number for number, passed in results.items() if not passed]
-    print(f"{len(results) - len(failed)} passed, {len(failed)} failed {failed or ''}".strip())
-    if not failed:
-        shutil.rmtree(WORK)
-    sys.exit(bool(failed))
+    sys.exit(run_points(POINTS, WORK))

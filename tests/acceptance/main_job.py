@@ -10,7 +10,6 @@ import json
 import os
 import pickle
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -23,12 +22,13 @@ import numpy as np
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-for folder in ("distributed", "integration", "parity"):
+for folder in ("distributed", "integration", "parity", "acceptance/support"):
     sys.path.insert(0, str(ROOT / "tests" / folder))
 
 import run_support
 import test_model_parity as parity
 import world_support
+from points import run_points, say
 
 from roberta_dist.checkpoint.reader import latest_checkpoint, load_weights
 from roberta_dist.config.data import DataConfig, MaskingConfig
@@ -44,11 +44,6 @@ from roberta_dist.stream.tensors import to_tensors
 ZERO_WORKER = ROOT / "tests" / "distributed" / "zero_worker.py"
 WORK = Path(tempfile.mkdtemp(prefix="main_job-"))
 CPU = torch.device("cpu")
-
-
-def say(number: str, ok: bool, figure: str) -> bool:
-    print(f"[{'ok' if ok else 'FAILED'}] {number}: {figure}", flush=True)
-    return ok
 
 
 def clean_environment() -> dict[str, str]:
@@ -417,10 +412,4 @@ POINTS = {
 
 
 if __name__ == "__main__":
-    chosen = sys.argv[1:] or list(POINTS)
-    results = {number: POINTS[number]() for number in chosen}
-    failed = [number for number, passed in results.items() if not passed]
-    print(f"{len(results) - len(failed)} passed, {len(failed)} failed {failed or ''}".strip())
-    if not failed:
-        shutil.rmtree(WORK)
-    sys.exit(bool(failed))
+    sys.exit(run_points(POINTS, WORK))
