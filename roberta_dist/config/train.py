@@ -46,6 +46,7 @@ class Precision(str, Enum):
 
     fp32 = "fp32"
     bf16 = "bf16"
+    fp16 = "fp16"
 
 
 class Offload(str, Enum):
@@ -63,6 +64,10 @@ class EngineConfig:
     """ZeRO stage: 0 replicates, 1 shards optimizer state, 2 also gradients, 3 also weights."""
     precision: Precision = identity(Precision.fp32)
     """Compute type; gradients are accumulated and reduced in fp32 either way."""
+    loss_scale: float = identity(65536.0)
+    """fp16: what the loss is multiplied by at the start; halved when a gradient overflows."""
+    loss_scale_window: int = identity(1000)
+    """fp16: updates in a row after which the loss scale doubles; 0 keeps it."""
     offload: Offload = free(Offload.none)
     """`cpu` keeps master weights, moments and the update in host memory (ZeRO-Offload)."""
     sub_group_size: int = free(1_000_000_000)
@@ -73,10 +78,10 @@ class EngineConfig:
     def __post_init__(self) -> None:
         require(self.stage in (0, 1, 2, 3), "engine.stage", self.stage, "must be 0, 1, 2 or 3")
         require(
-            not (self.stage == 0 and self.precision is Precision.bf16),
+            self.stage > 0 or self.precision is Precision.fp32,
             "engine.stage",
             self.stage,
-            "cannot accumulate bf16 gradients in fp32 (DeepSpeed refuses it)",
+            f"cannot accumulate {self.precision.value} gradients in fp32 (DeepSpeed refuses it)",
             "use engine.stage=1",
         )
         require(
@@ -86,6 +91,9 @@ class EngineConfig:
             "needs sharded optimizer state",
             "use engine.stage=1, 2 or 3",
         )
+        require(self.loss_scale >= 1, "engine.loss_scale", self.loss_scale, "must be ≥ 1")
+        window = self.loss_scale_window
+        require(window >= 0, "engine.loss_scale_window", window, "must be ≥ 0 (0 keeps it)")
         for key in ("sub_group_size", "bucket_size"):
             value = vars(self)[key]
             require(value > 0, f"engine.{key}", value, "must be positive")

@@ -52,6 +52,8 @@ def deepspeed_config(
             "enabled": engine.precision is Precision.bf16,
             "check_grad_overflow": engine.precision is Precision.bf16,
         },
+        # A fixed scale for DeepSpeed: the engine sets it before each step (optim/loss_scale.py).
+        "fp16": {"enabled": engine.precision is Precision.fp16, "loss_scale": 1.0},
         "data_types": {"grad_accum_dtype": "fp32"},
         "communication_data_type": "fp32",
         "zero_optimization": zero,

@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 
 from roberta_dist.checkpoint.reader import Checkpoint
 from roberta_dist.config.roots import PretrainConfig
+from roberta_dist.config.train import Precision
 from roberta_dist.engine.guards import is_finite
 from roberta_dist.engine.layout import gradient_parts, offloads, zero_stage
 from roberta_dist.engine.save import ensure_optimizer_state, load_checkpoint, save_checkpoint
@@ -103,13 +104,16 @@ class TrainEngine:
         self.world = world
         self.device = device
         self.seed = config.train.seed
+        self.fp16 = config.engine.precision is Precision.fp16
         lamb = optimizer if isinstance(optimizer, Lamb) else None
         self.prenormalized = lamb if config.optim.prenormalize else None
         self._heap = HeapTrimmer(enabled=device.type == "cpu")
         self.engine = initialize(model, optimizer, config, micro_steps, device)
         ensure_optimizer_state(self.engine, 0)
 
-    def train_step(self, batches: Sequence[Batch], step: int, lr: float) -> StepResult:
+    def train_step(
+        self, batches: Sequence[Batch], step: int, lr: float, loss_scale: float = 1.0
+    ) -> StepResult:
         """Forward, backward and update for one global batch.
 
         The update is not applied when nothing was labelled or a number is not finite.
@@ -118,7 +122,10 @@ class TrainEngine:
             batches: this rank's micro-batches; every rank has the same number of them.
             step: keys the dropout.
             lr: of the update.
+            loss_scale: of fp16; 1 otherwise.
         """
+        if self.fp16:
+            self.engine.optimizer.loss_scaler.cur_scale = loss_scale
         began = time.perf_counter()
         counts = self._count(batches)
         labelled = counts.masked + counts.pairs > 0
@@ -128,7 +135,8 @@ class TrainEngine:
             for micro_step, batch in enumerate(batches):
                 sums = sums + self._micro_step(batch, step, micro_step, len(batches), counts)
                 self._heap.check()
-            sums, grad_norm = self._agree(sums)
+            sums, scaled_norm = self._agree(sums)
+            grad_norm = scaled_norm / loss_scale
         loss_sum, nsp_sum, correct = (*sums.reshape(-1).tolist(), 0.0, 0.0)[:3]
         computed = time.perf_counter()
         applied = labelled and is_finite(loss_sum, nsp_sum, grad_norm)

@@ -18,6 +18,7 @@ from roberta_dist.config.roots import PretrainConfig
 from roberta_dist.config.train import Precision
 from roberta_dist.engine.ds_config import deepspeed_config
 from roberta_dist.engine.segments import bind_lamb
+from roberta_dist.errors import ConfigError
 from roberta_dist.optim.lamb import Lamb
 from roberta_dist.runtime.world import World
 
@@ -89,6 +90,11 @@ def initialize(
         accelerator=device.type != "cpu",
         untested_optimizer=isinstance(optimizer, Lamb),
     )
+    if config.engine.precision is Precision.fp16 and not get_accelerator().is_fp16_supported():
+        raise ConfigError(
+            f"engine.precision=fp16: DeepSpeed has no fp16 on this {device.type}",
+            "use engine.precision=bf16 or fp32",
+        )
     if config.engine.precision is Precision.fp32:
         model.to(device)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config)

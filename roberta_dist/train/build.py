@@ -11,11 +11,13 @@ import torch
 
 from roberta_dist.checkpoint.reader import Checkpoint, latest_checkpoint, open_checkpoint
 from roberta_dist.config.roots import PretrainConfig
+from roberta_dist.config.train import Precision
 from roberta_dist.engine.engine import TrainEngine
 from roberta_dist.engine.setup import init_world
 from roberta_dist.model.encoder import RobertaForPretraining
 from roberta_dist.model.init import init_weights
 from roberta_dist.optim.build import build_optimizer
+from roberta_dist.optim.loss_scale import LossScale
 from roberta_dist.runtime.dist import on_all, on_main
 from roberta_dist.runtime.world import World
 from roberta_dist.stream.held_out import HeldOut, open_held_out
@@ -114,7 +116,9 @@ def _find_resume_point(
 ) -> ResumePoint:
     if checkpoint is None:
         check_lanes(stream, world)
-        return ResumePoint(TrainState(), [])
+        fp16 = config.engine.precision is Precision.fp16
+        scale = LossScale(config.engine.loss_scale) if fp16 else LossScale()
+        return ResumePoint(TrainState(loss_scale=scale), [])
     return check_resume(
         checkpoint, config, stream.fingerprint(int(checkpoint.train_state["next_row"]))
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 from functools import partial
 
@@ -42,7 +43,11 @@ def dry_run(run: Run, paths: RunPaths) -> None:
     try:
         for row in _rows_to_try(run.stream.plan, start.next_row):
             batches = on_all(partial(reader.micro_batches, row))
-            result = run.engine.train_step(batches, 0, lr)
+            scale = start.loss_scale
+            result = run.engine.train_step(batches, 0, lr, scale.scale)
+            while not result.applied and math.isfinite(result.loss) and scale.can_shrink:
+                scale = scale.overflowed()
+                result = run.engine.train_step(batches, 0, lr, scale.scale)
             if not result.applied:
                 raise NonFiniteError(f"dry run: loss={result.loss} grad_norm={result.grad_norm}")
         for split in run.held_out:

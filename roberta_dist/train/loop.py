@@ -27,6 +27,11 @@ from roberta_dist.train.retention import delete_old
 from roberta_dist.train.speed import matrix_rate, memory_mib, step_flops
 
 LOGGER = logging.getLogger(__name__)
+DTYPES = {
+    Precision.fp32: torch.float32,
+    Precision.bf16: torch.bfloat16,
+    Precision.fp16: torch.float16,
+}
 
 
 class Loop:
@@ -47,9 +52,7 @@ class Loop:
         self.saved_step = self.state.step
         self.save_failures = 0
         self.checkpoints = Path(run.config.run_dir) / "checkpoints"
-        bf16 = run.config.engine.precision is Precision.bf16
-        dtype = torch.bfloat16 if bf16 else torch.float32
-        self.matrix_rate = matrix_rate(run.device, dtype)
+        self.matrix_rate = matrix_rate(run.device, DTYPES[run.config.engine.precision])
 
     def fit(self) -> bool:
         """Train to `schedule.max_steps`.
@@ -97,7 +100,8 @@ class Loop:
 
     def _step(self, batches: list[Batch], began: float, data_wait: float) -> None:
         lr = learning_rate(self.state.step, self.config.optim.lr, self.config.schedule)
-        result = self.run.engine.train_step(batches, self.state.step, lr)
+        scale = self.state.loss_scale
+        result = self.run.engine.train_step(batches, self.state.step, lr, scale.scale)
         columns = {**self._batch_columns(), "lr": lr, "data_wait_s": data_wait}
         self._account(result)
         self._log(result, columns, batches, time.perf_counter() - began)
@@ -109,6 +113,9 @@ class Loop:
         if len(plan.segments) > 1:
             columns["global_batch_size"] = plan.batch_rows(row)
             columns["sequence_length"] = plan.at(row).sequence_length
+        if self.config.engine.precision is Precision.fp16:
+            columns["loss_scale"] = self.state.loss_scale.scale
+            columns["overflows"] = self.state.loss_scale.overflows
         if self.state.quarantine.entries:
             columns["quarantined_packs"] = len(self.state.quarantine.entries)
         return columns
@@ -117,8 +124,17 @@ class Loop:
         state = self.state
         first, end = state.next_row, state.next_row + self._batch_rows()
         moved = replace(state, step=state.step + 1, next_row=end)
+        scale, engine = state.loss_scale, self.config.engine
         if result.applied:
+            if engine.precision is Precision.fp16:
+                moved = replace(moved, loss_scale=scale.applied(engine.loss_scale_window))
             self.state = replace(moved, optimizer_step=state.optimizer_step + 1)
+        elif math.isfinite(result.loss) and scale.can_shrink:
+            self.state = replace(moved, loss_scale=scale.overflowed())
+            LOGGER.info(
+                "step %d: a gradient overflowed fp16 at loss scale %g; now %g",
+                *(state.step, scale.scale, self.state.loss_scale.scale),
+            )
         elif result.masked_tokens + result.pairs == 0:
             LOGGER.warning("step %d: nothing masked in rows [%d, %d)", state.step, first, end)
             self.state = replace(moved, empty=state.empty + 1)

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from roberta_dist.errors import DataFault
+from roberta_dist.optim.loss_scale import LossScale
 from roberta_dist.stream.quarantine import NOTHING_OUT, Quarantine
 
 
@@ -29,6 +30,8 @@ class TrainState:
     """Step of `best_eval_loss`."""
     evals_without_improvement: int = 0
     """Evaluations since `best_step`."""
+    loss_scale: LossScale = LossScale()
+    """Of fp16; untouched otherwise."""
     quarantine: Quarantine = NOTHING_OUT
     """Damaged packs that others stand in for, each from a row on."""
 
@@ -52,10 +55,13 @@ def state_from_json(values: dict[str, Any]) -> TrainState:
         DataFault: a field is missing.
     """
     try:
-        plain = {
-            item.name: values[item.name] for item in fields(TrainState) if item.name != "quarantine"
-        }
-        return TrainState(**plain, quarantine=Quarantine.from_json(values.get("quarantine")))
+        names = {item.name for item in fields(TrainState)} - {"quarantine", "loss_scale"}
+        plain = {name: values[name] for name in names}
+        return TrainState(
+            **plain,
+            loss_scale=LossScale(**values.get("loss_scale", {})),
+            quarantine=Quarantine.from_json(values.get("quarantine")),
+        )
     except KeyError as error:
         raise DataFault(
             f"train_state.json has no field {error}", "use an earlier checkpoint"

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 for folder in ("integration", "distributed", "acceptance/support"):
     sys.path.insert(0, str(ROOT / "tests" / folder))
 
-from optim_runs import OPTIONS, bf16_reference, off, reference, run, start
+from optim_runs import OPTIONS, low_reference, off, reference, run, start
 from points import run_points, say
 
 WORK = Path(tempfile.mkdtemp(prefix="optimisation-"))
@@ -80,7 +80,7 @@ def low_precision_and_offload() -> bool:
     found = start(2, [*bf16, *offload], WORK / "precision.json")
     ok = True
     for name in NAMES:
-        half, full = bf16_reference(name, STEPS, 2, ranks=2), reference(name, STEPS)
+        half, full = low_reference(name, STEPS, 2, ranks=2), reference(name, STEPS)
         for case in [*bf16, *offload]:
             if case["optim"]["name"] == name:
                 low = "precision" in case

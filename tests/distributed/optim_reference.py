@@ -74,13 +74,13 @@ def trace(model, rule, batches, lr):
     return losses
 
 
-def bf16_trace(module, make_rule, steps, lr, ranks):
-    """Losses with bf16 weights and activations, fp32 master weights and fp32 gradient sums.
+def low_trace(module, make_rule, steps, lr, ranks, dtype=torch.bfloat16, scale=1.0):
+    """Losses with bf16 (or fp16) weights and activations, fp32 master weights and fp32 gradient sums.
 
     `steps` holds each step's micro-batches of all ranks; scaled as `ranks` ranks scale them, since
-    bf16 rounds what is scaled another way differently.
+    it rounds what is scaled another way differently.
     """
-    module = module.to(torch.bfloat16)
+    module = module.to(dtype)
     master = copy.deepcopy(module).float()  # DeepSpeed takes its fp32 weights from the rounded ones
     rule, losses = make_rule(master), []
     pairs = list(zip(master.parameters(), module.parameters(), strict=True))
@@ -93,9 +93,9 @@ def bf16_trace(module, make_rule, steps, lr, ranks):
         for batch in micro_batches:
             module.zero_grad()
             loss = module(**to_tensors(batch, CPU))
-            (loss * (ranks / masked)).backward()
+            (loss * (ranks / masked) * scale).backward()
             for weight, rounded in pairs:
-                weight.grad += rounded.grad.float() / ranks
+                weight.grad += rounded.grad.float() / ranks / scale
             total += float(loss.detach().double())
         rule.step(lr)
         losses.append(total / masked)

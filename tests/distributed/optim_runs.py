@@ -8,7 +8,7 @@ from pathlib import Path
 import optim_worker
 import torch
 import world_support as support
-from optim_reference import Reference, bf16_trace, trace
+from optim_reference import Reference, low_trace, trace
 
 WORKER = Path(__file__).with_name("optim_worker.py")
 LR = {"lamb": 5e-3, "adamw": 1e-3}
@@ -44,7 +44,7 @@ def reference(name, steps, dtype=torch.float64, **options):
     return trace(model, Reference(model, name, **options), batches, LR[name])
 
 
-def bf16_reference(name, steps, micro, ranks):
+def low_reference(name, steps, micro, ranks, dtype=torch.bfloat16, scale=1.0):
     """Losses of one process in the micro-batches of `ranks` ranks, fp32 master weights."""
     torch.set_num_threads(1)
     batches = [
@@ -54,8 +54,11 @@ def bf16_reference(name, steps, micro, ranks):
         ]
         for step in range(steps)
     ]
-    model = optim_worker.make_model()
-    return bf16_trace(model, lambda master: Reference(master, name), batches, LR[name], ranks)
+
+    def rule(master):
+        return Reference(master, name)
+
+    return low_trace(optim_worker.make_model(), rule, batches, LR[name], ranks, dtype, scale)
 
 
 def off(losses, expected):

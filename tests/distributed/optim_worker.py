@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 import world_support as support
+from deepspeed.accelerator import get_accelerator
 
 from roberta_dist.checkpoint.reader import open_checkpoint
 from roberta_dist.config.optim import OptimConfig, Optimizer
@@ -30,6 +31,7 @@ from roberta_dist.engine.setup import close_world, init_world
 from roberta_dist.model.encoder import RobertaForPretraining
 from roberta_dist.model.init import init_weights
 from roberta_dist.optim.build import build_optimizer
+from roberta_dist.optim.loss_scale import LossScale
 from roberta_dist.runtime.leave import end_process
 from roberta_dist.runtime.world import detect_world
 from roberta_dist.train.state import TrainState
@@ -78,7 +80,7 @@ def make_engine(run, world, device):
 
 def untouched(engine, run):
     """Weights are the initial ones, moments and steps are 0."""
-    dtype = torch.bfloat16 if run.get("precision") == "bf16" else torch.float32
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(run.get("precision"), torch.float32)
     initial = {name: p.detach().to(dtype).float() for name, p in make_model().named_parameters()}
     state = engine.engine.basic_optimizer.state
     weights = all(
@@ -94,7 +96,10 @@ def untouched(engine, run):
 
 
 def train(run, world, device):
+    if run.get("precision") == "fp16":  # DeepSpeed asks for AVX512-FP16; torch has it in software
+        get_accelerator().is_fp16_supported = lambda: True
     engine, calls = make_engine(run, world, device)
+    scale, scales = LossScale(run.get("scale", 1.0)), []
     counted = []
     engine.engine.basic_optimizer.register_step_post_hook(lambda *_: counted.append(1))
     result = {"calls": calls, "untouched": untouched(engine, run), "loss": [], "skipped": []}
@@ -113,7 +118,12 @@ def train(run, world, device):
         if step in run.get("skip", []):
             layer = engine.engine.module.layers[0]
             hook = layer.register_forward_hook(lambda part, inputs, output: output * float("nan"))
-        outcome = engine.train_step(batches, step, run["lr"])
+        outcome = engine.train_step(batches, step, run["lr"], scale.scale)
+        while run.get("precision") == "fp16" and not outcome.applied:
+            scale = scale.overflowed()
+            outcome = engine.train_step(batches, step, run["lr"], scale.scale)
+        scale = scale.applied(run.get("window", 0))
+        scales.append(scale.scale)
         if hook is not None:
             hook.remove()
             result["skipped"].append(not outcome.applied)
@@ -124,6 +134,7 @@ def train(run, world, device):
         state = TrainState(step=run["steps"], next_row=run["steps"] * ROWS,
                            optimizer_step=run["steps"]).to_json({})  # fmt: skip
         engine.save(Path(run["save"]), run["steps"], state, "run_dir: x\n")
+    result["scales"] = scales
     optimizer = engine.engine.optimizer
     result["sub_groups"] = len(optimizer.fp16_groups) if run["stage"] == 3 else 0
     result["class"] = type(optimizer).__name__

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
-from optim_runs import OPTIONS, bf16_reference, off, reference, run, start
+import torch
+from optim_runs import OPTIONS, low_reference, off, reference, run, start
 
 pytestmark = pytest.mark.world
 STEPS = 15
@@ -14,6 +17,7 @@ WITH_OPTIONS = [run("lamb", stage, 4, STEPS, options=True) for stage in (0, 2, 3
 NAIVE = [run("lamb", stage, 8, STEPS, naive=True) for stage in (0, 1, 2, 3)]
 BF16 = [run("lamb", stage, 2, STEPS, precision="bf16") for stage in (1, 2, 3)]
 BF16_OFFLOAD = [run("lamb", 3, 2, STEPS, precision="bf16", offload="cpu")]
+FP16 = [run("lamb", s, 2, STEPS, precision="fp16", scale=2.0**22, window=6) for s in (1, 2, 3)]
 SKIPPED = [run("lamb", 2, 8, STEPS, skip=[3, 4])]
 
 CALLS_A_STEP = {"Lamb": 1, "BF16_Optimizer": 1, "DeepSpeedZeroOptimizer": 2}
@@ -32,7 +36,18 @@ def saved(folder):
 
 @pytest.fixture(scope="module")
 def two_ranks(folder, saved):
-    runs = [*LAMB, *OFFLOAD, *ADAMW, *WITH_OPTIONS, *NAIVE, *BF16, *BF16_OFFLOAD, *SKIPPED, saved]
+    runs = [
+        *LAMB,
+        *OFFLOAD,
+        *ADAMW,
+        *WITH_OPTIONS,
+        *NAIVE,
+        *BF16,
+        *BF16_OFFLOAD,
+        *FP16,
+        *SKIPPED,
+        saved,
+    ]
     load = str(folder / "saved" / "step_00000005")
     runs.append(run("lamb", 3, 2, STEPS, tag="resumed", load=load, offload="cpu"))
     return start(2, runs, folder / "two.json") | {"resumed": runs[-1]["key"]}
@@ -65,8 +80,19 @@ def test_without_the_layout_it_is_another_optimizer(two_ranks, case):
 
 @pytest.mark.parametrize("case", [*BF16, *BF16_OFFLOAD], ids=lambda case: case["key"])
 def test_bf16_with_fp32_master_weights(two_ranks, case):
-    expected = bf16_reference("lamb", STEPS, case["micro"], ranks=2)
+    expected = low_reference("lamb", STEPS, case["micro"], ranks=2)
     assert off(two_ranks[case["key"]]["loss"], expected) < 1e-3
+
+
+@pytest.mark.parametrize("case", FP16, ids=lambda case: case["key"])
+def test_fp16_finds_its_loss_scale(two_ranks, case):
+    """From a scale that overflows, with a doubling on the way; the trace is that of any scale."""
+    found = two_ranks[case["key"]]
+    scales, last = found["scales"], found["scales"][-1]
+    assert 1 < scales[0] < 2.0**22
+    assert any(later == 2 * earlier for earlier, later in pairwise(scales))
+    expected = low_reference("lamb", STEPS, 2, ranks=2, dtype=torch.float16, scale=last)
+    assert off(found["loss"], expected) < 1e-3
 
 
 @pytest.mark.parametrize("case", [*LAMB, *OFFLOAD, *BF16], ids=lambda case: case["key"])
