@@ -63,7 +63,9 @@ class EngineConfig:
     stage: int = free(1)
     """ZeRO stage: 0 replicates, 1 shards optimizer state, 2 also gradients, 3 also weights."""
     precision: Precision = identity(Precision.fp32)
-    """Compute type; gradients are accumulated and reduced in fp32 either way."""
+    """Compute type; gradients are accumulated in fp32 whatever it is."""
+    communication: Precision = identity(Precision.fp32)
+    """Type in which ranks exchange gradients; a shorter one halves the bytes and rounds."""
     loss_scale: float = identity(65536.0)
     """fp16: what the loss is multiplied by at the start; halved when a gradient overflows."""
     loss_scale_window: int = identity(1000)
@@ -89,6 +91,13 @@ class EngineConfig:
             "engine.offload",
             self.offload.value,
             "needs sharded optimizer state",
+            "use engine.stage=1, 2 or 3",
+        )
+        require(
+            self.stage > 0 or self.communication is Precision.fp32,
+            "engine.communication",
+            self.communication.value,
+            "is for sharded gradients",
             "use engine.stage=1, 2 or 3",
         )
         require(self.loss_scale >= 1, "engine.loss_scale", self.loss_scale, "must be ≥ 1")

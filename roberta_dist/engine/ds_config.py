@@ -55,7 +55,7 @@ def deepspeed_config(
         # A fixed scale for DeepSpeed: the engine sets it before each step (optim/loss_scale.py).
         "fp16": {"enabled": engine.precision is Precision.fp16, "loss_scale": 1.0},
         "data_types": {"grad_accum_dtype": "fp32"},
-        "communication_data_type": "fp32",
+        "communication_data_type": engine.communication.value,
         "zero_optimization": zero,
         "zero_force_ds_cpu_optimizer": False,
         "zero_allow_untested_optimizer": untested_optimizer,

@@ -55,7 +55,8 @@ def state_from_json(values: dict[str, Any]) -> TrainState:
         DataFault: a field is missing.
     """
     try:
-        names = {item.name for item in fields(TrainState)} - {"quarantine", "loss_scale"}
+        apart = ("loss_scale", "quarantine")
+        names = [item.name for item in fields(TrainState) if item.name not in apart]
         plain = {name: values[name] for name in names}
         return TrainState(
             **plain,

@@ -63,6 +63,7 @@ def make_engine(run, world, device):
         engine=EngineConfig(
             stage=run["stage"],
             precision=Precision(run.get("precision", "fp32")),
+            communication=Precision(run.get("communication", "fp32")),
             offload=Offload(run.get("offload", "none")),
             sub_group_size=8_000,
         ),

@@ -18,6 +18,7 @@ NAIVE = [run("lamb", stage, 8, STEPS, naive=True) for stage in (0, 1, 2, 3)]
 BF16 = [run("lamb", stage, 2, STEPS, precision="bf16") for stage in (1, 2, 3)]
 BF16_OFFLOAD = [run("lamb", 3, 2, STEPS, precision="bf16", offload="cpu")]
 FP16 = [run("lamb", s, 2, STEPS, precision="fp16", scale=2.0**22, window=6) for s in (1, 2, 3)]
+SHORT = [run("lamb", stage, 8, STEPS, communication="bf16") for stage in (1, 2, 3)]
 SKIPPED = [run("lamb", 2, 8, STEPS, skip=[3, 4])]
 
 CALLS_A_STEP = {"Lamb": 1, "BF16_Optimizer": 1, "DeepSpeedZeroOptimizer": 2}
@@ -45,6 +46,7 @@ def two_ranks(folder, saved):
         *BF16,
         *BF16_OFFLOAD,
         *FP16,
+        *SHORT,
         *SKIPPED,
         saved,
     ]
@@ -82,6 +84,11 @@ def test_without_the_layout_it_is_another_optimizer(two_ranks, case):
 def test_bf16_with_fp32_master_weights(two_ranks, case):
     expected = low_reference("lamb", STEPS, case["micro"], ranks=2)
     assert off(two_ranks[case["key"]]["loss"], expected) < 1e-3
+
+
+@pytest.mark.parametrize("case", SHORT, ids=lambda case: case["key"])
+def test_short_communication_rounds_and_no_more(two_ranks, expected, case):
+    assert 5e-7 < off(two_ranks[case["key"]]["loss"], expected["lamb"]) < 1e-2
 
 
 @pytest.mark.parametrize("case", FP16, ids=lambda case: case["key"])
