@@ -48,7 +48,7 @@ class OptimConfig:
     max_grad_norm: float = identity(0.0)
     """Clip the global gradient norm to this; 0 is off (RoBERTa)."""
     prenormalize: bool = identity(False)
-    """LAMB: divide the gradient by its global norm before the moments see it (NVIDIA's BERT)."""
+    """LAMB: divide the gradient by its global norm before the moments see it (NVIDIA's NVLAMB)."""
     trust_clip: list[float] = identity([])
     """LAMB: smallest and largest trust ratio; empty is off (DeepSpeed's FusedLamb: [0.01, 10])."""
     nvlamb: bool = identity(False)
