@@ -7,6 +7,7 @@ The first argument is a JSON object: `output`, and `runs`, a list of objects:
     stage, precision, offload, micro    of the engine
     optim       OptimConfig's fields
     naive       take the layout away from LAMB
+    compiled    compile LAMB's arithmetic however small the model is
     skip        steps whose loss is made non-finite
 """
 
@@ -16,6 +17,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import torch
 import world_support as support
@@ -30,6 +32,7 @@ from roberta_dist.engine.layout import flat_tensors, held_fragments
 from roberta_dist.engine.setup import close_world, init_world
 from roberta_dist.model.encoder import RobertaForPretraining
 from roberta_dist.model.init import init_weights
+from roberta_dist.optim import lamb
 from roberta_dist.optim.build import build_optimizer
 from roberta_dist.optim.loss_scale import LossScale
 from roberta_dist.runtime.leave import end_process
@@ -70,7 +73,8 @@ def make_engine(run, world, device):
         data=replace(PretrainConfig().data, sequence_length=32),
     )
     model = make_model()
-    optimizer = build_optimizer(model, config.optim)
+    with mock.patch.object(lamb, "COMPILED_FROM", 0 if run.get("compiled") else sys.maxsize):
+        optimizer = build_optimizer(model, config.optim)
     calls = []
     hook = optimizer.register_step_post_hook(lambda *_: calls.append(1))
     micro_steps = ROWS // run["micro"] // world.world_size

@@ -11,6 +11,7 @@ from optim_runs import OPTIONS, low_reference, off, reference, run, start
 pytestmark = pytest.mark.world
 STEPS = 15
 LAMB = [run("lamb", stage, micro, STEPS) for stage, micro in ((0, 8), (1, 2), (2, 8), (3, 2))]
+COMPILED = [run("lamb", 2, 8, STEPS, compiled=True)]
 OFFLOAD = [run("lamb", stage, 4, STEPS, offload="cpu") for stage in (1, 2, 3)]
 ADAMW = [run("adamw", 3, 4, STEPS), run("adamw", 2, 4, STEPS, offload="cpu")]
 WITH_OPTIONS = [run("lamb", stage, 4, STEPS, options=True) for stage in (0, 2, 3)]
@@ -39,6 +40,7 @@ def saved(folder):
 def two_ranks(folder, saved):
     runs = [
         *LAMB,
+        *COMPILED,
         *OFFLOAD,
         *ADAMW,
         *WITH_OPTIONS,
@@ -60,7 +62,7 @@ def expected():
     return {name: reference(name, STEPS) for name in ("lamb", "adamw")}
 
 
-@pytest.mark.parametrize("case", [*LAMB, *OFFLOAD, *ADAMW], ids=lambda case: case["key"])
+@pytest.mark.parametrize("case", [*LAMB, *COMPILED, *OFFLOAD, *ADAMW], ids=lambda case: case["key"])
 def test_trace_is_that_of_one_process(two_ranks, expected, case):
     found = two_ranks[case["key"]]
     assert off(found["loss"], expected[case["optim"]["name"]]) < 1e-6
