@@ -1,4 +1,4 @@
-"""A run on pairs with a batch-size ramp: killed, evaluated, exported."""
+"""A LAMB run on pairs with a batch-size ramp and two schedules: killed, evaluated, exported."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ RAMP = [
     "data.format=segment_pair", "train.global_batch_size=8", "train.micro_batch_size=2",
     "data.phases=[{from_step: 6, global_batch_size: 24, ramp_steps: 12}]",
     "schedule.max_steps=24", "checkpoint.every_steps=8", "checkpoint.keep_last=9",
-    "evaluate.every_steps=12",
+    "evaluate.every_steps=12", "optim.name=lamb", "optim.lr=1e-2", "schedule.decay=polynomial",
+    "schedule.power=0.5", "schedule.phases=[{from_step: 10, lr: 6e-3, warmup_fraction: 0.25}]",
 ]  # fmt: skip
 
 
@@ -47,6 +48,7 @@ def test_every_line_has_the_figures_of_pairs(whole):
     rows = [0, *(line["next_row"] for line in training)]
     assert rows[1] - rows[0] < rows[-1] - rows[-2]  # the batch did grow
     assert [line["step"] for line in evaluated] == [12, 24]
+    assert training[9]["lr"] < training[10]["lr"]  # the second schedule warms up again
     assert all(line["eval_nsp_loss"] > 0 and "eval_nsp_accuracy" in line for line in evaluated)
 
 
