@@ -106,7 +106,7 @@ def main() -> int:
         parser.error("--step must be ≥ 0 and --rows ≥ 1")
     try:
         config, stream = open_run(overrides)
-        reader = RankReader(stream, World(), config.train.micro_batch_size)
+        reader = RankReader(stream, World(), config.train.least_micro_batch_size)
         batches = reader.micro_batches(stream.plan.row_of_step(options.step))
         reader.close()
         tokenizer = local_tokenizer(first_corpus(config.data), stream.manifest.tokenizer_sha256)

@@ -7,6 +7,8 @@ from enum import Enum
 
 from roberta_dist.config.fields import free, identity, require
 
+AUTO = "auto"
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -16,8 +18,12 @@ class TrainConfig:
     """Seed of order, masks, initial weights and dropout."""
     global_batch_size: int = identity(8192)
     """Sequences in one optimizer step over all ranks."""
-    micro_batch_size: int = free(16)
-    """Sequences one rank computes at a time; accumulation follows from it."""
+    micro_batch_size: int | str = free(16)
+    """Sequences one rank computes at a time; accumulation follows from it. `auto`: the most that fit
+    in memory, found at the start of the run and kept in its folder."""
+    memory_budget_mib: int = free(0)
+    """MiB that a rank may come to hold where `micro_batch_size` is `auto`, on its accelerator or, on a
+    CPU, resident; 0 takes what it has and its share of what is free when the run starts."""
     deterministic: bool = free(False)
     """On a GPU: deterministic kernels only (slower). A CPU run always is."""
     skip_budget: int = free(0)
@@ -33,12 +39,24 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         require(self.seed >= 0, "train.seed", self.seed, "must be ≥ 0")
-        for key in ("global_batch_size", "micro_batch_size", "timeout_s"):
+        for key in ("global_batch_size", "timeout_s"):
             value = vars(self)[key]
             require(value > 0, f"train.{key}", value, "must be positive")
-        for key in ("skip_budget", "early_stop_patience"):
+        for key in ("skip_budget", "early_stop_patience", "memory_budget_mib"):
             value = vars(self)[key]
             require(value >= 0, f"train.{key}", value, "must be ≥ 0")
+        size = self.micro_batch_size
+        require(
+            size == AUTO if isinstance(size, str) else size > 0,
+            "train.micro_batch_size",
+            size,
+            f"must be a positive whole number, or {AUTO}",
+        )
+
+    @property
+    def least_micro_batch_size(self) -> int:
+        """`micro_batch_size`, or 1 where it is still to be found."""
+        return 1 if isinstance(self.micro_batch_size, str) else self.micro_batch_size
 
 
 class Precision(str, Enum):

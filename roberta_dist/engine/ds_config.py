@@ -22,7 +22,7 @@ def deepspeed_config(
 
     Args:
         engine: stage, precision and sizes.
-        micro_batch_size: rows of a micro-batch.
+        micro_batch_size: rows of a micro-batch; only a number in DeepSpeed's logs.
         micro_steps: the most micro-batches of a step. A step may have fewer: the engine sets the
             boundary of each micro-batch itself, and nothing is divided by this number.
         max_grad_norm: 0 is off.

@@ -23,8 +23,9 @@ from torch.optim import Optimizer
 from roberta_dist.checkpoint.reader import Checkpoint
 from roberta_dist.config.roots import PretrainConfig
 from roberta_dist.config.train import Precision
+from roberta_dist.engine.discard import discard_gradient, without_trace
 from roberta_dist.engine.guards import is_finite
-from roberta_dist.engine.layout import gradient_parts, offloads, zero_stage
+from roberta_dist.engine.layout import gradient_parts, zero_stage
 from roberta_dist.engine.save import ensure_optimizer_state, load_checkpoint, save_checkpoint
 from roberta_dist.engine.setup import initialize
 from roberta_dist.optim.lamb import Lamb
@@ -143,7 +144,7 @@ class TrainEngine:
         if applied:
             self._apply(lr, grad_norm)
         elif labelled:
-            self._discard()
+            discard_gradient(self.engine)
         return StepResult(
             loss=loss_sum / counts.masked if counts.masked else math.nan,
             nsp_loss=nsp_sum / counts.pairs if counts.pairs else math.nan,
@@ -205,17 +206,21 @@ class TrainEngine:
         if self.engine.skipped_steps != skipped:
             raise AssertionError("DeepSpeed skipped an update that the guard had passed")
 
-    def _discard(self) -> None:
-        """Drop the gradients; DeepSpeed's own skip clears its buffers at stages 1 to 3."""
-        if zero_stage(self.engine) == 0:
-            self.engine.zero_grad()
-            return
-        if offloads(self.engine):  # the norms of the parts were taken during the backward pass
-            norms = self.engine.optimizer.norm_for_param_grads
-            norms |= {key: torch.tensor(math.inf) for key in norms}
-        else:
-            gradient_parts(self.engine)[0].view(-1)[:1].fill_(math.inf)
-        self.engine.step()
+    def probe(self, batches: Sequence[Batch]) -> None:
+        """Forward, backward and reduction of a step that leaves no trace but its memory.
+
+        The gradient is dropped; weights, optimizer state, counters and random state stay as they are.
+
+        Args:
+            batches: this rank's micro-batches; every rank has the same number of them.
+        """
+        with without_trace(self.engine, self.device):
+            counts = self._count(batches)
+            for micro_step, batch in enumerate(batches):
+                self._micro_step(batch, 0, micro_step, len(batches), counts)
+                self._heap.check()
+            discard_gradient(self.engine)
+        self._heap.trim()
 
     def held_out_sums(self, batches: Iterable[Batch]) -> Sums:
         """Losses over all ranks' held-out batches, without dropout.

@@ -84,7 +84,7 @@ def initialize(
     """Wrap model and optimizer in a DeepSpeed engine."""
     ds_config = deepspeed_config(
         config.engine,
-        config.train.micro_batch_size,
+        config.train.least_micro_batch_size,
         micro_steps,
         config.optim.max_grad_norm,
         accelerator=device.type != "cpu",

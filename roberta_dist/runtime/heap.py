@@ -35,6 +35,11 @@ class HeapTrimmer:
         """Call it where large tensors have just been freed."""
         if self._trim is None or _resident_bytes() <= self._baseline * GROWTH:
             return
-        self._trim(0)
+        self.trim()
         # What is still there is in use: grow only by that.
         self._baseline = max(self._baseline, _resident_bytes())
+
+    def trim(self) -> None:
+        """Return every free page now."""
+        if self._trim is not None:
+            self._trim(0)

@@ -61,6 +61,11 @@ class RunPaths:
         return self.root / "environment.json"
 
     @property
+    def micro_batch_json(self) -> Path:
+        """What `train.micro_batch_size=auto` found, and for what."""
+        return self.root / "micro_batch.json"
+
+    @property
     def export(self) -> Path:
         """The Hugging Face folder."""
         return self.root / "export"

@@ -37,6 +37,32 @@ def most_micro_steps(stream: Stream, world: World, micro_batch_size: int) -> int
     )
 
 
+def packs_held(stream: Stream, world: World) -> int:
+    """Packs that a rank's reader keeps decoded: the windows of its lanes of each corpus.
+
+    Two more lanes for those shared with a neighbour, and half as much again while neighbouring
+    windows overlap.
+    """
+    if stream.config.cache_mib:
+        return int(stream.config.cache_mib * MIB / max(1.0, _pack_bytes(stream)))
+    windows = sum(
+        (-(-corpus.shuffle.lanes // world.world_size) + 2) * corpus.shuffle.window
+        for corpus in stream.corpora
+    )
+    return int(windows * 1.5)
+
+
+def reader_bytes(stream: Stream, world: World) -> int:
+    """Bytes of the packs that a rank's reader comes to hold."""
+    packs = sum(len(corpus.manifest.packs) for corpus in stream.corpora)
+    return int(min(packs, packs_held(stream, world)) * _pack_bytes(stream))
+
+
+def _pack_bytes(stream: Stream) -> float:
+    means = [float(np.mean(corpus.manifest.packs["length"])) for corpus in stream.corpora]
+    return float(np.mean(means))
+
+
 class RankReader:
     """This rank's micro-batches of any global batch.
 
@@ -62,24 +88,8 @@ class RankReader:
             [PackReader(corpus.manifest, corpus.name) for corpus in stream.corpora],
             stream.config.format,
             derive_key(stream.seed, "train"),
-            self._capacity(),
+            packs_held(stream, world),
         )
-
-    def _capacity(self) -> int:
-        """Packs to hold: the windows of this rank's lanes of each corpus.
-
-        Two more lanes for those shared with a neighbour, and half as much again while neighbouring
-        windows overlap.
-        """
-        corpora, config = self.stream.corpora, self.stream.config
-        if config.cache_mib:
-            pack_bytes = [float(np.mean(corpus.manifest.packs["length"])) for corpus in corpora]
-            return int(config.cache_mib * MIB / max(1.0, float(np.mean(pack_bytes))))
-        windows = sum(
-            (-(-corpus.shuffle.lanes // self.world.world_size) + 2) * corpus.shuffle.window
-            for corpus in corpora
-        )
-        return int(windows * 1.5)
 
     def micro_batches(self, first_row: int) -> list[Batch]:
         """The micro-batches of the global batch that starts at `first_row`.

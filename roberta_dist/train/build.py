@@ -24,6 +24,7 @@ from roberta_dist.stream.held_out import HeldOut, open_held_out
 from roberta_dist.stream.loader import most_micro_steps
 from roberta_dist.stream.open import Stream, check_lanes, open_stream
 from roberta_dist.stream.packs import check_disjoint, check_shards
+from roberta_dist.train.find_micro_batch import Parts, find_micro_batch
 from roberta_dist.train.resume import ResumePoint, check_resume
 from roberta_dist.train.state import TrainState
 
@@ -32,7 +33,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Run:
-    """The parts of one run on one rank."""
+    """The parts of one run on one rank.
+
+    Attributes:
+        config: as asked for: it is what the run folder keeps.
+        micro_batch_size: what `train.micro_batch_size` came to.
+    """
 
     config: PretrainConfig
     world: World
@@ -40,6 +46,7 @@ class Run:
     stream: Stream
     held_out: tuple[HeldOut, ...]
     engine: TrainEngine
+    micro_batch_size: int
     resume: ResumePoint
 
 
@@ -80,11 +87,15 @@ def build_run(config: PretrainConfig, world: World) -> Run:
     )
     init_weights(model, config.train.seed)
     optimizer = build_optimizer(model, config.optim)
-    steps = most_micro_steps(stream, world, config.train.micro_batch_size)
+    # DeepSpeed asks before `auto` has found a size; a step may have fewer micro-batches than it is told.
+    steps = most_micro_steps(stream, world, config.train.least_micro_batch_size)
     engine = TrainEngine(model, optimizer, config, world, device, steps)
+    size = config.train.micro_batch_size
+    if isinstance(size, str):
+        size = find_micro_batch(Parts(config, stream, engine))
     if checkpoint is not None:
         engine.load(checkpoint)
-    return Run(config, world, device, stream, held_out, engine, resume)
+    return Run(config, world, device, stream, held_out, engine, size, resume)
 
 
 def _on_main_first(open_part: Callable[[bool], T]) -> T:

@@ -37,7 +37,7 @@ def dry_run(run: Run, paths: RunPaths) -> None:
     folder = paths.root / "dry_run"
     config = run.config
     start = run.resume.state
-    reader = RankReader(run.stream, run.world, config.train.micro_batch_size, start.quarantine)
+    reader = RankReader(run.stream, run.world, run.micro_batch_size, start.quarantine)
     warmup = span_at(0, config.optim.lr, config.schedule).warmup
     lr = learning_rate(max(1, warmup), config.optim.lr, config.schedule)
     try:

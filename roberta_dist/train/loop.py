@@ -70,7 +70,7 @@ class Loop:
             self.run.stream,
             self.run.world,
             self.run.device,
-            self.config.train.micro_batch_size,
+            self.run.micro_batch_size,
             self.state.next_row,
             last_row,
             self.state.quarantine,

@@ -88,7 +88,7 @@ def _attempt(
         run.resume.state.step,
         config.schedule.max_steps,
         world.is_main,
-        flatten(config),
+        flatten(config) | {"train.micro_batch_size": run.micro_batch_size},
     )
     try:
         _announce(run)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 import world_support as support
+from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import safe_get_full_grad
 from torch import nn
 
@@ -21,12 +22,13 @@ from roberta_dist.config.roots import PretrainConfig
 from roberta_dist.config.train import EngineConfig, Offload, Precision, TrainConfig
 from roberta_dist.engine.ds_config import deepspeed_config
 from roberta_dist.engine.engine import TrainEngine
-from roberta_dist.engine.layout import gradient_parts
+from roberta_dist.engine.layout import flat_tensors, gradient_parts
 from roberta_dist.engine.setup import close_world, init_world
 from roberta_dist.optim.build import build_optimizer
 from roberta_dist.runtime.dist import all_sum
 from roberta_dist.runtime.leave import end_process
 from roberta_dist.runtime.world import detect_world
+from roberta_dist.stream.synthetic import empty_batch, full_batch
 from roberta_dist.train.state import TrainState
 
 
@@ -208,9 +210,56 @@ def bad_numbers(arguments, world, device):
     return result
 
 
+def probes(arguments, world, device):
+    """An engine that is probed before and between its steps beside one that never is."""
+    result = {}
+    # DeepSpeed asks for AVX512-FP16; torch has it in software.
+    get_accelerator().is_fp16_supported = lambda: True
+    for stage, precision, offload in arguments["runs"]:
+        given = {"precision": Precision(precision), "offload": offload, "pairs": True}
+        probed, clean = (make_engine(stage, world, device, **given) for _ in range(2))
+        same = []
+        for step in range(3):
+            before = _state(probed)
+            masking, vocab = PretrainConfig().masking, support.VOCAB
+            for rows in (0, 1, 5, 2):
+                batch = full_batch(rows, 32, masking, vocab, pairs=True)
+                batches = [batch] * 2 if rows else [empty_batch(support.SPECIAL, pairs=True)]
+                probed.probe(batches)
+            same.append(_equal(before, _state(probed)))
+            batches = batches_of(step, world, pairs=True)
+            left, right = (e.train_step(batches, step, support.LR) for e in (probed, clean))
+            same.append(
+                left.applied and (left.loss, left.grad_norm) == (right.loss, right.grad_norm)
+            )
+            same.append(_equal(_state(probed), _state(clean)))
+        result[f"{stage}-{precision}-{offload}"] = same
+    return result
+
+
+def _state(engine):
+    """Everything that a probe must not touch, as copies."""
+    deepspeed = engine.engine
+    flats = flat_tensors(deepspeed)
+    moments = [deepspeed.basic_optimizer.state[flat] for flat in flats]
+    counters = ("micro_steps", "global_steps", "global_samples", "skipped_steps")
+    return [
+        torch.get_rng_state(),
+        torch.tensor([vars(deepspeed)[name] for name in counters]),
+        *(flat.detach().clone() for flat in flats),
+        *(torch.as_tensor(state[name]).clone() for state in moments for name in sorted(state)),
+        # Stage 3 gathers and releases whole parameters as it likes; its own part is what counts.
+        *(vars(p).get("ds_tensor", p).detach().clone() for p in deepspeed.module.parameters()),
+    ]
+
+
+def _equal(left, right):
+    return len(left) == len(right) and all(map(torch.equal, left, right))
+
+
 TASKS = {
     task.__name__: task
-    for task in (traces, gradients, ramp, small_gradients, checkpoints, bad_numbers)
+    for task in (traces, gradients, ramp, small_gradients, checkpoints, bad_numbers, probes)
 }
 
 

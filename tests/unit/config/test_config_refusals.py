@@ -34,6 +34,10 @@ def nothing_is_started(monkeypatch):
         ("launch checkpoint.keep_best=maybe", ["checkpoint.keep_best", "maybe", "bool"]),
         ("launch engine.precision=fp8", ["engine.precision", "fp8", "fp32", "bf16"]),
         # impossible value
+        ("launch train.micro_batch_size=1.5", ["train.micro_batch_size", "1.5", "int", "remedy"]),
+        ("launch train.micro_batch_size=0", ["train.micro_batch_size=0", "positive", "auto"]),
+        ("launch train.micro_batch_size=all", ["train.micro_batch_size=all", "positive", "auto"]),
+        ("launch train.memory_budget_mib=-1", ["train.memory_budget_mib=-1", "≥ 0"]),
         ("launch optim.lr=-1", ["optim.lr=-1.0", "must be positive"]),
         ("launch optim.lr=inf", ["optim.lr=inf", "must be a finite number"]),
         ("launch optim.beta2=1", ["optim.beta2=1.0", "[0, 1)"]),

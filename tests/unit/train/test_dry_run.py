@@ -49,6 +49,7 @@ def test_packs_that_are_out_stay_out(monkeypatch, tmp_path):
     monkeypatch.setattr(dry_run, "RankReader", Reader)
     run = SimpleNamespace(
         config=PretrainConfig(),
+        micro_batch_size=2,
         stream=SimpleNamespace(plan=PLAN),
         world=SimpleNamespace(is_main=True),
         resume=SimpleNamespace(state=TrainState(quarantine=out)),
