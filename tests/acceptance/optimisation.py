@@ -7,6 +7,7 @@ fails. The benchmark (5) wants a machine that does nothing else.
 from __future__ import annotations
 
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 for folder in ("integration", "distributed", "acceptance/support"):
     sys.path.insert(0, str(ROOT / "tests" / folder))
 
+import large_batch_runs
 from optim_runs import OPTIONS, low_reference, off, reference, run, start
 from points import run_points, say
 
@@ -139,9 +141,38 @@ def resume() -> bool:
     return ok
 
 
+def large_batch() -> bool:
+    """7: 30 LAMB steps of 8192 sequences against 960 AdamW steps of 256, at equal tokens."""
+    means = {}
+    for name in ("lamb", "adamw"):
+        losses = [large_batch_runs.held_out_loss(WORK, name, seed) for seed in (1, 2)]
+        means[name] = statistics.fmean(losses)
+        say("7", True, f"{large_batch_runs.told(name)}: held-out loss {losses}")
+    figure = f"LAMB {means['lamb']:.4f}, AdamW {means['adamw']:.4f} nats"
+    return say("7", means["lamb"] <= means["adamw"] + 0.3, f"mean of two seeds: {figure}")
+
+
+def micro_batch_auto() -> bool:
+    """8: a size within the budget, the global batch exactly, and a refusal with the numbers."""
+    folder = WORK / "micro"
+    passed, line = pytest_passes(
+        "tests/integration/test_micro_batch_run.py", f"--basetemp={folder}"
+    )
+    ok = say("8", passed, f"tests/integration/test_micro_batch_run.py: {line}")
+    for path in sorted(folder.glob("*/auto/micro_batch.json")):
+        record = json.loads(path.read_text())
+        shown = ("micro_batch_size", "peak_mib", "for_trials_mib", "budget_mib", "trials_mib")
+        say("8", True, f"{ {key: record[key] for key in shown} }")
+    for path in sorted(folder.glob("*/large/logs/*/rank_0.log")):
+        text = path.read_text()
+        if "no micro-batch fits" in text:
+            say("8", True, text[text.index("train.micro_batch_size") :].strip().splitlines()[0])
+    return ok
+
+
 POINTS = {
     "1": traces, "2": low_precision_and_offload, "3": public_lamb, "4": calls_before,
-    "5": bench_optim, "6": resume,
+    "5": bench_optim, "6": resume, "7": large_batch, "8": micro_batch_auto,
 }  # fmt: skip
 
 
