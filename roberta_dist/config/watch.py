@@ -52,6 +52,14 @@ class TrackConfig:
     """Rank 0 shows a progress bar."""
     log_every: int = free(1)
     """Write a metrics line every so many steps."""
+    layers_every: int = free(100)
+    """Measure gradient norm, update / weight and trust ratio of each layer every so many steps; 0 never."""
 
     def __post_init__(self) -> None:
         require(self.log_every > 0, "track.log_every", self.log_every, "must be ≥ 1")
+        require(
+            self.layers_every >= 0,
+            "track.layers_every",
+            self.layers_every,
+            "must be ≥ 0 (0 is off)",
+        )

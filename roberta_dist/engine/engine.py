@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,10 @@ from roberta_dist.config.train import Precision
 from roberta_dist.engine.discard import discard_gradient, without_trace
 from roberta_dist.engine.guards import is_finite
 from roberta_dist.engine.layout import gradient_parts, zero_stage
+from roberta_dist.engine.result import Counts, StepResult
 from roberta_dist.engine.save import ensure_optimizer_state, load_checkpoint, save_checkpoint
 from roberta_dist.engine.setup import initialize
+from roberta_dist.engine.telemetry import LayerWatch
 from roberta_dist.optim.lamb import Lamb
 from roberta_dist.runtime.dist import all_sum
 from roberta_dist.runtime.heap import HeapTrimmer
@@ -36,49 +38,6 @@ from roberta_dist.runtime.world import World
 from roberta_dist.stream.batch import Batch
 from roberta_dist.stream.measure import Sums, labelled_pairs, masked_tokens, measure
 from roberta_dist.stream.tensors import to_tensors
-
-
-@dataclass(frozen=True)
-class Counts:
-    """What a global batch is divided by, equal on every rank.
-
-    Attributes:
-        masked: predicted positions.
-        tokens: tokens of real rows.
-        pairs: rows with a next-sentence label.
-    """
-
-    masked: int
-    tokens: int
-    pairs: int
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What one step did, equal on every rank but for the times.
-
-    Attributes:
-        loss: Σ CE / masked tokens of the global batch, nats; nan when nothing was masked.
-        nsp_loss: Σ CE / pairs of the global batch, nats; nan without pairs.
-        nsp_accuracy: share of the pairs answered right; nan without pairs.
-        masked_tokens: predicted positions of the global batch.
-        pairs: rows of the global batch with a next-sentence label.
-        tokens: tokens of the global batch.
-        grad_norm: global gradient norm before clipping.
-        applied: the weights moved.
-        compute_s, optimizer_s: seconds of forward, backward and reduction; of the update.
-    """
-
-    loss: float
-    nsp_loss: float
-    nsp_accuracy: float
-    masked_tokens: int
-    pairs: int
-    tokens: int
-    grad_norm: float
-    applied: bool
-    compute_s: float
-    optimizer_s: float
 
 
 class TrainEngine:
@@ -111,9 +70,15 @@ class TrainEngine:
         self._heap = HeapTrimmer(enabled=device.type == "cpu")
         self.engine = initialize(model, optimizer, config, micro_steps, device)
         ensure_optimizer_state(self.engine, 0)
+        self.layer_watch = LayerWatch(self.engine, optimizer, config.optim.name, device)
 
     def train_step(
-        self, batches: Sequence[Batch], step: int, lr: float, loss_scale: float = 1.0
+        self,
+        batches: Sequence[Batch],
+        step: int,
+        lr: float,
+        loss_scale: float = 1.0,
+        watched_update: int = 0,
     ) -> StepResult:
         """Forward, backward and update for one global batch.
 
@@ -124,6 +89,7 @@ class TrainEngine:
             step: keys the dropout.
             lr: of the update.
             loss_scale: of fp16; 1 otherwise.
+            watched_update: number of this update, from 1, if its layers are to be measured.
         """
         if self.fp16:
             self.engine.optimizer.loss_scaler.cur_scale = loss_scale
@@ -141,8 +107,10 @@ class TrainEngine:
         loss_sum, nsp_sum, correct = (*sums.reshape(-1).tolist(), 0.0, 0.0)[:3]
         computed = time.perf_counter()
         applied = labelled and is_finite(loss_sum, nsp_sum, grad_norm)
+        layers: dict[str, float] = {}
         if applied:
-            self._apply(lr, grad_norm)
+            apply = partial(self._apply, lr, grad_norm)
+            layers = self.layer_watch.during(apply, watched_update, grad_norm)
         elif labelled:
             discard_gradient(self.engine)
         return StepResult(
@@ -154,6 +122,7 @@ class TrainEngine:
             tokens=counts.tokens,
             grad_norm=grad_norm,
             applied=applied,
+            layers=layers,
             compute_s=computed - began,
             optimizer_s=time.perf_counter() - computed,
         )

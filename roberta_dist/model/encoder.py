@@ -21,6 +21,19 @@ from roberta_dist.model.layers import Layer, Positions, Vocabulary
 from roberta_dist.model.loss import cross_entropy_sum, pair_sums
 
 
+def layer_of(name: str) -> str:
+    """Layer of the parameter `name`: `embeddings`, `layers.0` …, or `head`.
+
+    The vocabulary's table is used on both ends and counts as embeddings; its bias only scores.
+    """
+    first, *rest = name.split(".")
+    if first == "layers":
+        return f"layers.{rest[0]}"
+    return (
+        "head" if first in ("head", "next_sentence") or name == "vocabulary.bias" else "embeddings"
+    )
+
+
 class RobertaForPretraining(nn.Module):
     """The encoder of RoBERTa (Liu et al. 2019): post-LayerNorm, exact GELU, learned positions.
 

@@ -62,7 +62,18 @@ DETERMINISTIC = frozenset(
 CORPUS_LOSS = "eval_loss/"
 """What the name of a corpus follows: held-out cross-entropy per masked token of it alone, nats."""
 
+LAYER_GRAD_NORM = "layer_grad_norm/"
+LAYER_UPDATE_RATIO = "layer_update_ratio/"
+LAYER_TRUST_RATIO = "layer_trust_ratio/"
+LAYER_METRICS: dict[str, str] = {
+    LAYER_GRAD_NORM: "norm of the layer's gradient before clipping",
+    LAYER_UPDATE_RATIO: "norm of the layer's update over that of its weights before it",
+    LAYER_TRUST_RATIO: "mean of LAMB's trust ratios of the layer's tensors, of those that have one",
+}
+"""What the name of a layer follows (`embeddings`, `layers.0` …, `head`), every
+`track.layers_every` steps and where the update was applied."""
+
 
 def is_deterministic(name: str) -> bool:
     """True if the column must not depend on when a run was killed."""
-    return name in DETERMINISTIC or name.startswith(CORPUS_LOSS)
+    return name in DETERMINISTIC or name.startswith((CORPUS_LOSS, *LAYER_METRICS))

@@ -12,8 +12,8 @@ import torch
 
 from roberta_dist.config.load import to_yaml
 from roberta_dist.config.train import Precision
-from roberta_dist.engine.engine import StepResult
 from roberta_dist.engine.guards import charge_skip
+from roberta_dist.engine.result import StepResult
 from roberta_dist.errors import StorageError
 from roberta_dist.optim.schedule import learning_rate
 from roberta_dist.runtime.signals import StopRequest
@@ -100,9 +100,11 @@ class Loop:
 
     def _step(self, batches: list[Batch], began: float, data_wait: float) -> None:
         lr = learning_rate(self.state.step, self.config.optim.lr, self.config.schedule)
-        scale = self.state.loss_scale
-        result = self.run.engine.train_step(batches, self.state.step, lr, scale.scale)
-        columns = {**self._batch_columns(), "lr": lr, "data_wait_s": data_wait}
+        scale, every = self.state.loss_scale, self.config.track.layers_every
+        watched = every > 0 and (self.state.step + 1) % every == 0
+        update = self.state.optimizer_step + 1 if watched else 0
+        result = self.run.engine.train_step(batches, self.state.step, lr, scale.scale, update)
+        columns = {**self._batch_columns(), "lr": lr, "data_wait_s": data_wait, **result.layers}
         self._account(result)
         self._log(result, columns, batches, time.perf_counter() - began)
 
@@ -152,7 +154,8 @@ class Loop:
     def _log(
         self, result: StepResult, columns: dict[str, float], batches: list[Batch], took: float
     ) -> None:
-        if self.state.step % self.config.track.log_every or not self.run.world.is_main:
+        due = self.state.step % self.config.track.log_every == 0 or result.layers
+        if not due or not self.run.world.is_main:
             return
         pairs = {"nsp_loss": result.nsp_loss, "nsp_accuracy": result.nsp_accuracy}
         flops = step_flops(self.config.model, self.run.stream.manifest.vocab_size, batches)

@@ -9,6 +9,7 @@ The first argument is a JSON object: `output`, and `runs`, a list of objects:
     naive       take the layout away from LAMB
     compiled    compile LAMB's arithmetic however small the model is
     skip        steps whose loss is made non-finite
+    watch       steps whose layers are measured
 """
 
 from __future__ import annotations
@@ -107,7 +108,8 @@ def train(run, world, device):
     scale, scales = LossScale(run.get("scale", 1.0)), []
     counted = []
     engine.engine.basic_optimizer.register_step_post_hook(lambda *_: counted.append(1))
-    result = {"calls": calls, "untouched": untouched(engine, run), "loss": [], "skipped": []}
+    result = {"calls": calls, "untouched": untouched(engine, run)}
+    result |= {"loss": [], "layers": [], "skipped": []}
     if run.get("naive"):
         engine.engine.basic_optimizer.bind({}, 0, lambda norms: norms)
     first = 0
@@ -123,10 +125,11 @@ def train(run, world, device):
         if step in run.get("skip", []):
             layer = engine.engine.module.layers[0]
             hook = layer.register_forward_hook(lambda part, inputs, output: output * float("nan"))
-        outcome = engine.train_step(batches, step, run["lr"], scale.scale)
+        watched = step + 1 if step in run.get("watch", []) else 0
+        outcome = engine.train_step(batches, step, run["lr"], scale.scale, watched)
         while run.get("precision") == "fp16" and not outcome.applied:
             scale = scale.overflowed()
-            outcome = engine.train_step(batches, step, run["lr"], scale.scale)
+            outcome = engine.train_step(batches, step, run["lr"], scale.scale, watched)
         scale = scale.applied(run.get("window", 0))
         scales.append(scale.scale)
         if hook is not None:
@@ -134,6 +137,7 @@ def train(run, world, device):
             result["skipped"].append(not outcome.applied)
             continue
         result["loss"].append(outcome.loss)
+        result["layers"].append(outcome.layers)
         result.setdefault("calls_a_step", len(counted))
     if "save" in run:
         state = TrainState(step=run["steps"], next_row=run["steps"] * ROWS,

@@ -28,6 +28,7 @@ TINY = [
     "train.micro_batch_size=4", "optim.lr=2e-3", "schedule.max_steps=40", "schedule.warmup_steps=4",
     "checkpoint.every_steps=10", "evaluate.every_steps=20", "evaluate.max_rows=32",
     "track.wandb=disabled", "track.tensorboard=false", "track.progress=false",
+    "track.layers_every=15",
 ]  # fmt: skip
 
 

@@ -48,6 +48,11 @@ def test_a_run_leaves_what_it_promises(uninterrupted):
     lines = metrics(uninterrupted)
     assert [line["step"] for line in lines if "loss" in line] == list(range(1, 41))
     assert [line["step"] for line in lines if "eval_loss" in line] == [20, 40]
+    watched = [line for line in lines if "layer_update_ratio/layers.1" in line]
+    assert [line["step"] for line in watched] == [15, 30]
+    for line in watched:
+        squares = [v**2 for name, v in line.items() if name.startswith("layer_grad_norm/")]
+        assert len(squares) == 4 and sum(squares) ** 0.5 == pytest.approx(line["grad_norm"])
     assert lines[-1]["eval_loss"] < 6.9  # below ln(1000): it learned something
     trace = losses(uninterrupted)
     assert trace[40] < trace[1]

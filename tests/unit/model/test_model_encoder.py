@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from roberta_dist.config.model import KernelsConfig, ModelConfig
 from roberta_dist.model.attention import padding_plan
-from roberta_dist.model.encoder import RobertaForPretraining
+from roberta_dist.model.encoder import RobertaForPretraining, layer_of
 from roberta_dist.model.init import init_weights, normal_tensor
 from roberta_dist.model.layers import PAD_ROW
 from roberta_dist.model.loss import CHUNK_ROWS, cross_entropy_sum
@@ -208,3 +208,15 @@ def test_cross_entropy_of_bf16_logits_is_summed_in_fp32():
     torch.testing.assert_close(
         cross_entropy_sum(logits, labels, VOCAB).double(), expected, rtol=1e-6, atol=0
     )
+
+
+def test_every_parameter_has_a_layer():
+    module = RobertaForPretraining(CONFIG, KernelsConfig(), VOCAB, next_sentence=True)
+    layers = {name: layer_of(name) for name, _ in module.named_parameters()}
+    assert set(layers.values()) == {"embeddings", "layers.0", "layers.1", "head"}
+    embedded = {name for name, layer in layers.items() if layer == "embeddings"}
+    assert embedded == {
+        "vocabulary.weight", "positions.weight", "embedding_norm.weight", "embedding_norm.bias",
+    }  # fmt: skip
+    assert layers["next_sentence.classifier.bias"] == layers["vocabulary.bias"] == "head"
+    assert layer_of("layers.11.ffn_in.weight") == "layers.11"

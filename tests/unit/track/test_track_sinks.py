@@ -36,6 +36,9 @@ def test_every_deterministic_column_has_a_meaning():
 def test_losses_of_corpora_are_deterministic_and_times_are_not():
     assert all(map(is_deterministic, DETERMINISTIC))
     assert is_deterministic("eval_loss/wiki") and is_deterministic("nsp_accuracy")
+    assert is_deterministic("layer_grad_norm/head") and is_deterministic(
+        "layer_trust_ratio/layers.0"
+    )
     assert not any(map(is_deterministic, ("step_time_s", "mfu", "eval_losses", "eval_time_s")))
 
 
