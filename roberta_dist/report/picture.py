@@ -1,7 +1,7 @@
 """A run as one picture: losses against the unigram entropy, learning rate, gradient norm, speed.
 
 What only some runs have is drawn where it is there: next-sentence accuracy, the loss of each
-corpus, a batch size or a sequence length that changes, damaged packs left out.
+corpus, a batch size or a sequence length that changes, damaged packs left out, updates by layer.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from roberta_dist.report.layers import draw_layers, layer_updates
 from roberta_dist.report.read import Column, RunData
 from roberta_dist.units import human_count
 
@@ -166,6 +167,8 @@ def _panels(run: RunData) -> dict[str, Callable[[Any, RunData], None]]:
         panels["next sentence: share told right"] = _draw_accuracy
     if changes(run.training.get("global_batch_size", np.empty(0))):
         panels["rows of a batch"] = _draw_batch_size
+    if layer_updates(run):
+        panels["update / weights, by layer"] = draw_layers
     return panels | {
         "learning rate": _draw_rate,
         "gradient norm before clipping": _draw_gradient,

@@ -13,6 +13,7 @@ import pytest
 from roberta_dist.config.load import to_yaml
 from roberta_dist.config.roots import PretrainConfig, ReportConfig
 from roberta_dist.errors import ConfigError, DataFault
+from roberta_dist.report.layers import layer_updates
 from roberta_dist.report.picture import STEP_PARTS, changes, draw, headline, smooth
 from roberta_dist.report.read import read_run
 from roberta_dist.report.run import report
@@ -160,6 +161,21 @@ def test_pairs_mixtures_and_schedules_are_drawn_where_a_run_has_them(run_dir):
     run = read_run(run_dir)
     assert "next sentence 75.0% right · damaged packs left out: 2" in headline(run)
     assert run.held_out["eval_loss/wiki"].tolist() == [7.0, 7.0]
+    assert draw(run) != plain
+
+
+def test_updates_by_layer_are_drawn_where_a_run_has_measured_them(run_dir):
+    plain = draw(read_run(run_dir))
+    rows = [json.loads(line) for line in metrics(range(1, 11))]
+    for row in rows[4::5]:
+        row |= {f"layer_update_ratio/{layer}": 1e-3 * row["step"]
+                for layer in ("embeddings", "layers.0", "layers.10", "layers.2", "head")}  # fmt: skip
+    (run_dir / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    run = read_run(run_dir)
+    measured = layer_updates(run)
+    assert list(measured) == ["embeddings", "head", "layers.0", "layers.2", "layers.10"]
+    for steps, values in measured.values():
+        assert (steps.tolist(), values.tolist()) == ([5, 10], [5e-3, 1e-2])
     assert draw(run) != plain
 
 
