@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes .venv with everything pinned; without a GPU, DeepSpeed is built with its CPU all-reduce.
+# Makes .venv with everything pinned; without a GPU, DeepSpeed is built with its CPU operators.
 # Idempotent: done in a moment when nothing it depends on has changed. Works from any folder.
 #   bash launch/setup.sh              PYTHON=python3.12 bash launch/setup.sh
 set -euo pipefail
@@ -45,16 +45,17 @@ install() { .venv/bin/python -m pip install --quiet --progress-bar off -c launch
 pinned() { grep -E "^$1==" launch/constraints.txt; }
 install setuptools wheel numpy "$(pinned torch)"
 built=.venv/deepspeed.stamp # for which torch and DeepSpeed the operator was built
-wanted=$(pinned torch && pinned deepspeed)
+wanted=$(pinned torch && pinned deepspeed && echo "shm_comm cpu_adam")
 if .venv/bin/python -c 'import sys, torch; sys.exit(torch.cuda.is_available())' &&
     [[ ! -f $built || "$(cat "$built")" != "$wanted" ]]; then
-    # Without a GPU ranks meet in shared memory. Built now, because DeepSpeed would otherwise build it in
-    # the first run, behind a lock that stays for ever if that run is killed, and not in a path with blanks.
-    # Never from pip's cache, which does not know with which of its operators a wheel was built.
-    echo "launch/setup.sh: building DeepSpeed with its CPU all-reduce (a minute or two)"
+    # Without a GPU ranks meet in shared memory, and optim.backend=deepspeed is CPUAdam. Built now, because
+    # DeepSpeed would otherwise build them in the first run, behind a lock that stays for ever if that run is
+    # killed, and not in a path with blanks. Never from pip's cache, which does not know with which of its
+    # operators a wheel was built.
+    echo "launch/setup.sh: building DeepSpeed with its CPU operators (two to four minutes)"
     install einops hjson msgpack ninja packaging psutil py-cpuinfo pydantic tqdm
-    DS_BUILD_SHM_COMM=1 DS_ACCELERATOR=cpu install --no-build-isolation --no-deps --no-cache-dir \
-        --force-reinstall --no-binary deepspeed "$(pinned deepspeed)"
+    DS_BUILD_SHM_COMM=1 DS_BUILD_CPU_ADAM=1 DS_ACCELERATOR=cpu install --no-build-isolation --no-deps \
+        --no-cache-dir --force-reinstall --no-binary deepspeed "$(pinned deepspeed)"
     printf '%s\n' "$wanted" >"$built"
 fi
 install -e '.[test]'

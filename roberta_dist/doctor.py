@@ -75,7 +75,11 @@ def _hardware() -> list[Fact]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     name = get_accelerator().device_name()
     if name == "cpu":
-        return [("accelerator", f"none; {cores} cores"), ("DeepSpeed CPU op", _cpu_operator())]
+        return [
+            ("accelerator", f"none; {cores} cores"),
+            ("DeepSpeed CPU op", _cpu_operator()),
+            ("DeepSpeed CPUAdam", _cpu_adam()),
+        ]
     devices = [
         f"{get_accelerator().get_device_name(i)} ({human_bytes(get_accelerator().total_memory(i))})"
         for i in range(get_accelerator().device_count())
@@ -90,6 +94,14 @@ def _cpu_operator() -> str:
     if accelerator_name == "cpu" and installed_ops.get(CPU_OPERATOR, False):
         return f"{CPU_OPERATOR} installed"
     return f"{CPU_OPERATOR} not installed: the first run builds it (about a minute); see launch/setup.sh"
+
+
+def _cpu_adam() -> str:
+    from roberta_dist.optim.backends import has_cpu_adam
+
+    if has_cpu_adam():
+        return "installed (optim.backend=deepspeed)"
+    return "not installed: the first use of optim.backend=deepspeed builds it (minutes)"
 
 
 def _kernels() -> list[Fact]:

@@ -32,7 +32,8 @@ class OptimConfig:
     name: Optimizer = identity(Optimizer.adamw)
     """Update rule."""
     backend: Backend = free(Backend.auto)
-    """Whose kernels: `torch` (fused AdamW, compiled LAMB), `deepspeed` or `apex`; auto is torch."""
+    """Whose kernels: `torch` (fused AdamW, our compiled LAMB), `deepspeed` (AdamW) or `apex`; the
+    numbers are the same. `auto` is torch: nothing was measured faster by a tenth or more."""
     lr: float = identity(6e-4)
     """Peak learning rate."""
     beta1: float = identity(0.9)
@@ -55,6 +56,9 @@ class OptimConfig:
     """LAMB: adapt tensors without weight decay too."""
     bias_correction: bool = identity(True)
     """LAMB: divide the moments by 1 - beta^t, as AdamW always does."""
+    split_qkv: bool = identity(True)
+    """LAMB: query, key and value projections have a trust ratio each, as if they were stored apart;
+    false gives one to the fused projection, as apex's FusedLAMB does."""
 
     def __post_init__(self) -> None:
         require(self.lr > 0, "optim.lr", self.lr, "must be positive")
@@ -92,6 +96,7 @@ class OptimConfig:
                 ("trust_clip", []),
                 ("nvlamb", False),
                 ("bias_correction", True),
+                ("split_qkv", True),
             ):
                 value = vars(self)[key]
                 require(

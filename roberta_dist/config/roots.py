@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from roberta_dist.config.backend import check_backend
 from roberta_dist.config.cluster import ClusterConfig
 from roberta_dist.config.corpus import CorpusConfig, TokenizerConfig
 from roberta_dist.config.data import DataConfig, MaskingConfig
@@ -66,6 +67,7 @@ class PretrainConfig:
                 f"lies beyond schedule.max_steps={self.schedule.max_steps}",
                 "leave the phase out, or raise schedule.max_steps",
             )
+        check_backend(self.optim, self.engine)
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ from roberta_dist.engine.layout import (
     whole_shape,
 )
 from roberta_dist.errors import DataFault, RobertaDistError, StorageError
+from roberta_dist.optim.backends import set_step
 from roberta_dist.optim.build import MOMENTS
 from roberta_dist.runtime.dist import any_rank, barrier, gather_to_main
 from roberta_dist.runtime.files import (
@@ -55,12 +56,13 @@ KINDS = (WEIGHT, *MOMENTS)
 
 def ensure_optimizer_state(engine: Any, optimizer_step: int) -> None:
     """Give every flat tensor its moments and step, as the optimizer's first update would."""
-    for flat in flat_tensors(engine):
+    flats = flat_tensors(engine)
+    for flat in flats:
         state = engine.basic_optimizer.state[flat]
         for moment in MOMENTS:
             if moment not in state:
                 state[moment] = torch.zeros_like(flat.detach())
-        state["step"] = torch.tensor(float(optimizer_step), device=flat.device)
+    set_step(engine.basic_optimizer, flats, optimizer_step)
 
 
 def _kind_view(engine: Any, fragment: Fragment, kind: str) -> Tensor:

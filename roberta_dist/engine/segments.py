@@ -14,24 +14,28 @@ from roberta_dist.optim.lamb import Lamb, Segment
 from roberta_dist.runtime.dist import all_sum
 
 
-def tensor_names(engine: Any) -> list[str]:
+def _parts(name: str, split_qkv: bool) -> int:
+    return packed_tensors(name) if split_qkv else 1
+
+
+def tensor_names(engine: Any, split_qkv: bool = True) -> list[str]:
     """Name of every tensor that has a norm of its own; a fused projection counts as its three."""
     return [
         name if parts == 1 else f"{name}[{part}]"
         for name, _ in engine.module.named_parameters()
-        for parts in [packed_tensors(name)]
+        for parts in [_parts(name, split_qkv)]
         for part in range(parts)
     ]
 
 
-def tensor_segments(engine: Any) -> dict[Tensor, list[Segment]]:
+def tensor_segments(engine: Any, split_qkv: bool = True) -> dict[Tensor, list[Segment]]:
     """Flat tensor → its parts on this rank, by index into `tensor_names`."""
     first_index, elements = {}, {}
     index = 0
     for name, parameter in engine.module.named_parameters():
         first_index[name] = index
-        elements[name] = math.prod(whole_shape(parameter)) // packed_tensors(name)
-        index += packed_tensors(name)
+        elements[name] = math.prod(whole_shape(parameter)) // _parts(name, split_qkv)
+        index += _parts(name, split_qkv)
     segments: dict[Tensor, list[Segment]] = {}
     for fragment in held_fragments(engine):
         own = segments.setdefault(fragment.flat, [])
@@ -52,18 +56,19 @@ def _cut(fragment: Fragment, first_index: int, elements: int) -> list[Segment]:
     return segments
 
 
-def bind_lamb(engine: Any, optimizer: Lamb, device: torch.device) -> None:
+def bind_lamb(engine: Any, optimizer: Lamb, device: torch.device, split_qkv: bool = True) -> None:
     """Make LAMB's trust ratios those of the model's tensors at any stage and world size.
 
     Args:
         engine: DeepSpeed's, initialised.
         optimizer: the one it was initialised with.
         device: where collectives run; with offload the norms are elsewhere.
+        split_qkv: `optim.split_qkv`.
     """
     replicated = zero_stage(engine) == 0
 
     def over_ranks(norms: Tensor) -> Tensor:
         return norms if replicated else all_sum(norms.to(device))
 
-    segments: dict[Tensor, list[Segment]] = tensor_segments(engine)
-    optimizer.bind(segments, len(tensor_names(engine)), over_ranks)
+    segments: dict[Tensor, list[Segment]] = tensor_segments(engine, split_qkv)
+    optimizer.bind(segments, len(tensor_names(engine, split_qkv)), over_ranks)

@@ -99,5 +99,5 @@ def initialize(
         model.to(device)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config)
     if isinstance(optimizer, Lamb):
-        bind_lamb(engine, optimizer, device)
+        bind_lamb(engine, optimizer, device, config.optim.split_qkv)
     return engine

@@ -1,7 +1,7 @@
 """Which fast kernels this machine has, and which one attention uses.
 
-The only module that may import apex or flash-attn. Neither is called yet: torch's own attention
-is what runs, so this file looks (without executing foreign code) and reports.
+Torch's own attention is what runs; apex is only used for its optimizers (optim/backends.py). So
+this file looks (without executing foreign code) and reports.
 """
 
 from __future__ import annotations
@@ -15,19 +15,24 @@ from roberta_dist.config.model import Attention, KernelsConfig
 from roberta_dist.runtime.versions import installed_version
 
 
-def describe_apex() -> str:
-    """Whether `apex` is NVIDIA's, the unrelated PyPI project of that name, or absent.
+def has_nvidia_apex() -> bool:
+    """Whether `apex` is installed and NVIDIA's, not the unrelated PyPI project of that name.
 
     NVIDIA's has `apex/optimizers` and `apex/normalization`; the other one (a web toolkit) has
     neither. `find_spec` of a top-level name locates the package without running it.
     """
     spec = importlib.util.find_spec("apex")
-    if spec is None:
+    folders = map(Path, (spec.submodule_search_locations or ()) if spec else ())
+    return any((f / "optimizers").is_dir() and (f / "normalization").is_dir() for f in folders)
+
+
+def describe_apex() -> str:
+    """Whether `apex` is NVIDIA's, the unrelated PyPI project of that name, or absent."""
+    if importlib.util.find_spec("apex") is None:
         return "absent"
     version = installed_version("apex") or "unknown version"
-    folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
-    if any((f / "optimizers").is_dir() and (f / "normalization").is_dir() for f in folders):
-        return f"NVIDIA apex {version} (found, not used by this version)"
+    if has_nvidia_apex():
+        return f"NVIDIA apex {version} (its optimizers: optim.backend=apex)"
     return f"not NVIDIA's: the unrelated PyPI project `apex` {version} (ignored)"
 
 

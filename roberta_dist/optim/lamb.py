@@ -18,6 +18,7 @@ is held beside weight, gradient and the two moments: 16 bytes a parameter in fp3
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,12 +27,19 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from roberta_dist.optim.lamb_arithmetic import (
+    SMALL,
+    Part,
+    direction_in_blocks,
+    direction_of,
+    elements_of,
+    plain_step,
+)
+
 Direction = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 COMPILED_FROM = 1 << 22
 """Elements of one process from which compiling the arithmetic pays for its seconds."""
-BLOCK = 1 << 18
-"""Elements that the uncompiled arithmetic handles at a time: its temporaries stay this small."""
 
 
 @dataclass(frozen=True)
@@ -47,31 +55,6 @@ class Segment:
     tensor: int
     offset: int
     length: int
-
-
-def _direction(weight: Tensor, gradient: Tensor, m: Tensor, v: Tensor, factors: Tensor) -> Tensor:
-    """Move the moments and put u where the gradient was; returns [‖w‖², ‖u‖²], float64.
-
-    `factors`: gradient scale, 1 - β₁, β₂, 1 - β₂, 1 / (1 - β₁ᵗ), 1 / √(1 - β₂ᵗ), ε, λ.
-    """
-    scaled = gradient * factors[0]
-    first = m + (scaled - m) * factors[1]
-    second = v * factors[2] + scaled * scaled * factors[3]
-    update = first * factors[4] / (second.sqrt() * factors[5] + factors[6]) + weight * factors[7]
-    m.copy_(first)
-    v.copy_(second)
-    gradient.copy_(update)
-    return torch.stack([(weight.double() ** 2).sum(), (update.double() ** 2).sum()])
-
-
-def _direction_in_blocks(
-    weight: Tensor, gradient: Tensor, m: Tensor, v: Tensor, factors: Tensor
-) -> Tensor:
-    norms = torch.zeros(2, dtype=torch.float64, device=weight.device)
-    for start in range(0, weight.numel(), BLOCK):
-        part = slice(start, start + BLOCK)
-        norms += _direction(weight[part], gradient[part], m[part], v[part], factors)
-    return norms
 
 
 class Lamb(Optimizer):
@@ -112,9 +95,9 @@ class Lamb(Optimizer):
         self._tensors = 0
         self._all_sum: Callable[[Tensor], Tensor] = lambda norms: norms
         elements = sum(p.numel() for group in self.param_groups for p in group["params"])
-        self._direction: Direction = _direction_in_blocks
+        self._direction: Direction = direction_in_blocks
         if elements >= COMPILED_FROM:
-            self._direction = torch.compile(_direction, dynamic=True)
+            self._direction = torch.compile(direction_of, dynamic=True)
 
     def bind(
         self,
@@ -136,73 +119,97 @@ class Lamb(Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One update of the tensors in `param_groups`; one sum over ranks if any is adapted."""
-        adapted: list[tuple[Tensor, Segment, float]] = []
-        norms: list[Tensor] = []
-        adapts = False
-        for flat, group in self._visible():
-            factors = self._factors(flat, group)
-            if self.nvlamb or group["weight_decay"]:
-                adapts = True
-                for segment in self._segments_of(flat, len(adapted)):
-                    norms.append(self._move(flat, segment, factors))
-                    adapted.append((flat, segment, group["lr"]))
-            else:
-                self._move(flat, Segment(0, 0, flat.numel()), factors)
-                flat.detach().add_(_gradient(flat), alpha=-group["lr"])
-        if not adapts:
-            return
+        parts: list[Part] = []
+        adapts: torch.device | None = None
+        for group in self.param_groups:
+            ratio = bool(self.nvlamb or group["weight_decay"])
+            for step, flats in self._by_step(group).items():
+                factors = self._factors(step, group)
+                scalars = flats[0].new_tensor(factors)
+                if ratio:
+                    adapts = flats[0].device
+                else:
+                    self._plain_step([f for f in flats if f.numel() <= SMALL], factors, group["lr"])
+                    flats = [flat for flat in flats if flat.numel() > SMALL]
+                for flat in flats:
+                    parts += self._parts(flat, ratio, len(parts), scalars, group["lr"])
+        # In three tight loops: a kernel leaves nothing of the interpreter in the caches.
+        norms = [self._move(part) for part in parts]
         # A rank whose flat tensors are padding only has no norm to give, but is waited for.
-        ratios = self._ratios([segment.tensor for _, segment, _ in adapted], norms)
-        for flat, segment, lr in adapted:
-            weight, update = _views(segment, flat, _gradient(flat))
-            weight.add_(update, alpha=-lr * ratios[segment.tensor])
+        ratios = [] if adapts is None else self._ratios(parts, norms, adapts)
+        for part in parts:
+            ratio_now = 1.0 if part.tensor is None else ratios[part.tensor]
+            part.weight.add_(part.update, alpha=-part.lr * ratio_now)
 
-    def _visible(self) -> list[tuple[Tensor, dict[str, Any]]]:
-        return [
-            (flat, group)
-            for group in self.param_groups
-            for flat in group["params"]
-            if flat.grad is not None
-        ]
+    def _by_step(self, group: dict[str, Any]) -> dict[float, list[Tensor]]:
+        """Count one more update of the group's tensors; how many they have had now → tensors.
 
-    def _segments_of(self, flat: Tensor, known: int) -> Sequence[Segment]:
-        whole = [Segment(known, 0, flat.numel())]
-        return self._segments[flat] if self._segments else whole
+        The count lies in host memory: reading it waits for no device.
+        """
+        flats: dict[float, list[Tensor]] = {}
+        for flat in group["params"]:
+            if flat.grad is None:
+                continue
+            state = self.state[flat]
+            if not state:
+                state["step"] = torch.zeros(())
+                state["exp_avg"] = torch.zeros_like(flat)
+                state["exp_avg_sq"] = torch.zeros_like(flat)
+            state["step"] += 1
+            flats.setdefault(float(state["step"]), []).append(flat)
+        return flats
 
-    def _factors(self, flat: Tensor, group: dict[str, Any]) -> Tensor:
-        """Advance `step` and give the scalars of `_direction`, computed in float64: no sync."""
+    def _factors(self, step: float, group: dict[str, Any]) -> list[float]:
+        """The scalars of `lamb_arithmetic`."""
+        beta1, beta2 = group["betas"]
+        first, second = 1.0, 1.0
+        if self.bias_correction:
+            first, second = 1 - beta1**step, math.sqrt(1 - beta2**step)
+        moments = [self.gradient_scale, 1 - beta1, beta2, 1 - beta2, 1 / first, 1 / second]
+        return [*moments, group["eps"], group["weight_decay"]]
+
+    def _plain_step(self, flats: Sequence[Tensor], factors: Sequence[float], lr: float) -> None:
+        if not flats:
+            return
+        gradients = [_gradient(flat) for flat in flats]
+        first = [self.state[flat]["exp_avg"] for flat in flats]
+        second = [self.state[flat]["exp_avg_sq"] for flat in flats]
+        plain_step(list(flats), gradients, first, second, factors, lr)
+
+    def _parts(
+        self, flat: Tensor, ratio: bool, known: int, factors: Tensor, lr: float
+    ) -> list[Part]:
+        """What the update of `flat` works on, by segment; `known` counts the parts before these."""
+        segments: Sequence[Segment] = [Segment(known, 0, flat.numel())]
+        if ratio and self._segments:
+            segments = self._segments[flat]
         state = self.state[flat]
-        if not state:
-            state["step"] = torch.zeros((), device=flat.device)
-            state["exp_avg"] = torch.zeros_like(flat)
-            state["exp_avg_sq"] = torch.zeros_like(flat)
-        state["step"] += 1
-        step, (beta1, beta2) = state["step"].double(), group["betas"]
-        one = torch.ones_like(step)
-        corrections = (1 - beta1**step, (1 - beta2**step).sqrt())
-        first, second = corrections if self.bias_correction else (one, one)
-        scalars = [self.gradient_scale, 1 - beta1, beta2, 1 - beta2]
-        rest = [group["eps"], group["weight_decay"]]
-        return torch.stack(
-            [*(one * s for s in scalars), 1 / first, 1 / second, *(one * r for r in rest)]
-        ).to(flat.dtype)
+        tensors = (flat, _gradient(flat), state["exp_avg"], state["exp_avg_sq"])
+        parts = []
+        for segment in segments:
+            views = (elements_of(tensor, segment.offset, segment.length) for tensor in tensors)
+            parts.append(Part(segment.tensor if ratio else None, lr, factors, *views))
+        return parts
 
-    def _move(self, flat: Tensor, segment: Segment, factors: Tensor) -> Tensor:
-        state = self.state[flat]
-        moments = (state["exp_avg"], state["exp_avg_sq"])
-        weight, gradient, m, v = _views(segment, flat, _gradient(flat), *moments)
-        return self._direction(weight, gradient, m, v, factors)
+    def _move(self, part: Part) -> Tensor:
+        """Put the update where the gradient was; returns the squared norms."""
+        # What is compiled is for any length, but whether it runs in parallel is decided by the first.
+        direction = self._direction if part.weight.numel() > SMALL else direction_in_blocks
+        return direction(part.weight, part.update, part.first, part.second, part.factors)
 
-    def _ratios(self, tensors: Sequence[int], norms: Sequence[Tensor]) -> list[float]:
+    def _ratios(
+        self, parts: Sequence[Part], norms: Sequence[Tensor], device: torch.device
+    ) -> list[float]:
         """Trust ratio by tensor index, from this rank's parts and every other's."""
-        device = self.param_groups[0]["params"][0].device if not norms else norms[0].device
-        squares = torch.zeros(self._tensors or len(norms), 2, dtype=torch.float64, device=device)
-        if norms:
-            index = torch.tensor(tensors, device=device)
-            squares.index_add_(0, index, torch.stack(list(norms)))
+        squares = torch.zeros(self._tensors or len(parts), 2, dtype=torch.float64, device=device)
+        pairs = zip(parts, norms, strict=True)
+        own = [(part.tensor, norm) for part, norm in pairs if part.tensor is not None]
+        if own:
+            index = torch.tensor([tensor for tensor, _ in own], device=device)
+            squares.index_add_(0, index, torch.stack([norm for _, norm in own]))
         weight, update = self._all_sum(squares).sqrt().unbind(1)
         both = (weight > 0) & (update > 0)
-        ratios = torch.where(both, weight / torch.where(both, update, 1.0), 1.0)
+        ratios = torch.where(both, weight / update, 1.0)
         if self.trust_clip is not None:
             ratios = torch.where(both, ratios.clamp(*self.trust_clip), 1.0)
         values: list[float] = ratios.tolist()
@@ -214,10 +221,3 @@ class Lamb(Optimizer):
 def _gradient(flat: Tensor) -> Tensor:
     assert flat.grad is not None  # only tensors with one are visible
     return flat.grad
-
-
-def _views(segment: Segment, *tensors: Tensor) -> list[Tensor]:
-    """The segment's elements of tensors with one layout."""
-    return [
-        tensor.detach().view(-1).narrow(0, segment.offset, segment.length) for tensor in tensors
-    ]

@@ -11,7 +11,7 @@ import torch
 
 from roberta_dist.checkpoint.reader import Checkpoint, latest_checkpoint, open_checkpoint
 from roberta_dist.config.roots import PretrainConfig
-from roberta_dist.config.train import Precision
+from roberta_dist.config.train import Offload, Precision
 from roberta_dist.engine.engine import TrainEngine
 from roberta_dist.engine.setup import init_world
 from roberta_dist.model.encoder import RobertaForPretraining
@@ -86,7 +86,8 @@ def build_run(config: PretrainConfig, world: World) -> Run:
         next_sentence=config.data.format.is_pair,
     )
     init_weights(model, config.train.seed)
-    optimizer = build_optimizer(model, config.optim)
+    update_on = torch.device("cpu") if config.engine.offload is Offload.cpu else device
+    optimizer = build_optimizer(model, config.optim, update_on)
     # DeepSpeed asks before `auto` has found a size; a step may have fewer micro-batches than it is told.
     steps = most_micro_steps(stream, world, config.train.least_micro_batch_size)
     engine = TrainEngine(model, optimizer, config, world, device, steps)

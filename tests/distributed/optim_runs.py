@@ -21,13 +21,18 @@ OPTIONS = {
 """Everything about LAMB that is not the default; the largest ratio is one that binds here."""
 
 
-def run(name, stage, micro, steps, tag="", options=False, **more):
+def run(name, stage, micro, steps, tag="", options=False, backend="auto", split_qkv=True, **more):
     """One run of `optim_worker`; its key says what it is, with `tag` where two would be alike."""
     told = [f"{key}={value}" for key, value in more.items() if key not in ("save", "load")]
     words = [name, f"zero{stage}", f"micro{micro}", *told, *["options"] * options, tag]
+    words += ([] if backend == "auto" else [backend]) + ([] if split_qkv else ["fused qkv"])
     return {
         "key": " ".join(filter(None, words)), "stage": stage, "micro": micro, "steps": steps,
-        "lr": LR[name], "optim": {"name": name, **(OPTIONS if options else {})}, **more,
+        "lr": LR[name], **more,
+        "optim": {
+            "name": name, "backend": backend, "split_qkv": split_qkv,
+            **(OPTIONS if options else {}),
+        },
     }  # fmt: skip
 
 

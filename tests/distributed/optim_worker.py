@@ -25,7 +25,7 @@ import world_support as support
 from deepspeed.accelerator import get_accelerator
 
 from roberta_dist.checkpoint.reader import open_checkpoint
-from roberta_dist.config.optim import OptimConfig, Optimizer
+from roberta_dist.config.optim import Backend, OptimConfig, Optimizer
 from roberta_dist.config.roots import PretrainConfig
 from roberta_dist.config.train import EngineConfig, Offload, Precision, TrainConfig
 from roberta_dist.engine.engine import TrainEngine
@@ -55,7 +55,8 @@ def rows_of(step):
 
 
 def optim_config(optim):
-    return OptimConfig(**{**optim, "name": Optimizer(optim.get("name", "adamw"))})
+    name, backend = optim.get("name", "adamw"), optim.get("backend", "auto")
+    return OptimConfig(**{**optim, "name": Optimizer(name), "backend": Backend(backend)})
 
 
 def make_engine(run, world, device):
@@ -94,7 +95,7 @@ def untouched(engine, run):
         for f in held_fragments(engine.engine)
     )
     moments = all(
-        not state[flat][key].any()
+        not torch.as_tensor(state[flat][key]).any()
         for flat in flat_tensors(engine.engine)
         for key in ("exp_avg", "exp_avg_sq", "step")
     )
@@ -147,6 +148,7 @@ def train(run, world, device):
     optimizer = engine.engine.optimizer
     result["sub_groups"] = len(optimizer.fp16_groups) if run["stage"] == 3 else 0
     result["class"] = type(optimizer).__name__
+    result["optimizer"] = type(engine.engine.basic_optimizer).__name__
     return result
 
 
