@@ -70,7 +70,7 @@ class TrainEngine:
         self._heap = HeapTrimmer(enabled=device.type == "cpu")
         self.engine = initialize(model, optimizer, config, micro_steps, device)
         ensure_optimizer_state(self.engine, 0)
-        self.layer_watch = LayerWatch(self.engine, optimizer, config.optim.name, device)
+        self.layer_watch = LayerWatch(self.engine, optimizer, config.optim, device)
 
     def train_step(
         self,

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from roberta_dist.config.optim import OptimConfig
 from roberta_dist.config.optim import Optimizer as Name
 from roberta_dist.engine.layout import flat_tensors, zero_stage
 from roberta_dist.engine.segments import tensor_names, tensor_segments
@@ -41,16 +42,19 @@ class LayerWatch:
     Args:
         engine: DeepSpeed's, initialised.
         optimizer: the one it was initialised with.
-        rule: what that optimizer computes.
+        config: of that optimizer.
         device: where collectives run; with offload the flat tensors are elsewhere.
     """
 
-    def __init__(self, engine: Any, optimizer: Optimizer, rule: Name, device: torch.device) -> None:
+    def __init__(
+        self, engine: Any, optimizer: Optimizer, config: OptimConfig, device: torch.device
+    ) -> None:
         self._engine = engine
         self._optimizer = optimizer
         self._lamb = optimizer if isinstance(optimizer, Lamb) else None
         # What another library's LAMB did is not told by what it leaves behind.
-        self._tells_update = rule is Name.adamw or self._lamb is not None
+        self._tells_update = config.name is Name.adamw or self._lamb is not None
+        self._split_qkv = config.split_qkv
         self._device = device
 
     def during(self, act: Callable[[], None], update: int, grad_norm: float) -> dict[str, float]:
@@ -67,10 +71,10 @@ class LayerWatch:
         if not update:
             act()
             return {}
-        names = tensor_names(self._engine)
+        names = tensor_names(self._engine, self._split_qkv)
         device = flat_tensors(self._engine)[0].device
         squares = torch.zeros(len(names), 3, dtype=torch.float64, device=device)
-        segments = tensor_segments(self._engine)
+        segments = tensor_segments(self._engine, self._split_qkv)
         hooks = [
             self._optimizer.register_step_pre_hook(
                 lambda *_: _look_before(self._optimizer, segments, squares)

@@ -9,6 +9,7 @@ import world_support as support
 from optim_reference import Reference, low_trace, tensors_of, trace
 from optim_runs import LR, OPTIONS, run, start
 
+from roberta_dist.optim.backends import has_cpu_adam
 from roberta_dist.track.names import LAYER_GRAD_NORM, LAYER_TRUST_RATIO, LAYER_UPDATE_RATIO
 
 pytestmark = pytest.mark.world
@@ -20,6 +21,12 @@ ADAMW = [run("adamw", stage, 4, STEPS, watch=WATCHED) for stage in (0, 2, 3)]
 OFFLOAD = [
     run("lamb", 3, 4, STEPS, watch=WATCHED, offload="cpu"),
     run("adamw", 2, 4, STEPS, watch=WATCHED, offload="cpu"),
+]
+FUSED_QKV = [run("lamb", stage, 4, STEPS, watch=WATCHED, split_qkv=False) for stage in (0, 3)]
+CPU_ADAM = [
+    run("adamw", stage, 4, STEPS, watch=WATCHED, backend="deepspeed", **more)
+    for stage, more in ((0, {}), (2, {}), (3, {"offload": "cpu"}))
+    if has_cpu_adam()  # launch/setup.sh builds it
 ]
 WITH_OPTIONS = [run("lamb", stage, 4, STEPS, watch=WATCHED, options=True) for stage in (2, 3)]
 LOW = [
@@ -73,7 +80,7 @@ class Watched(Reference):
             for part, whole in zip(seen, (gradients[key], before[key], moved), strict=False):
                 part.append(whole.flatten())
             if self.name == "lamb" and (parameter.ndim > 1 or self.nvlamb):
-                seen[3].extend(next(adapted) for _ in tensors_of(key, parameter))
+                seen[3].extend(next(adapted) for _ in tensors_of(key, parameter, self.packed))
         figures = {}
         for name, (gradient, weight, moved, ratios) in groups.items():
             figures[LAYER_GRAD_NORM + name] = float(torch.cat(gradient).norm())
@@ -89,6 +96,7 @@ def expected_of(case):
     torch.set_num_threads(1)
     name, lr = case["optim"]["name"], LR[case["optim"]["name"]]
     options = dict(OPTIONS) if "trust_clip" in case["optim"] else {}
+    options["packed"] = not case["optim"]["split_qkv"]
     rows = [optim_worker.rows_of(step) for step in range(STEPS)]
     model = optim_worker.make_model()
     if "precision" in case:
@@ -106,13 +114,23 @@ def expected_of(case):
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
     output = tmp_path_factory.mktemp("telemetry") / "two.json"
-    runs = [*LAMB, *ADAMW, *OFFLOAD, *WITH_OPTIONS, *LOW, *CLIPPED, UNWATCHED]
+    runs = [
+        *LAMB,
+        *ADAMW,
+        *OFFLOAD,
+        *FUSED_QKV,
+        *CPU_ADAM,
+        *WITH_OPTIONS,
+        *LOW,
+        *CLIPPED,
+        UNWATCHED,
+    ]
     return start(2, runs, output)
 
 
 @pytest.mark.parametrize(
     "case",
-    [*LAMB, *ADAMW, *OFFLOAD, *WITH_OPTIONS, *LOW, *CLIPPED],
+    [*LAMB, *ADAMW, *OFFLOAD, *FUSED_QKV, *CPU_ADAM, *WITH_OPTIONS, *LOW, *CLIPPED],
     ids=lambda case: case["key"],
 )
 def test_figures_are_those_of_whole_tensors(two_ranks, case):

@@ -43,7 +43,7 @@ def build(rule, **options):
     optimizer = build_optimizer(model, config)
     if rule == "lamb":
         bind_lamb(Whole(model), optimizer, CPU)
-    watch = LayerWatch(Whole(model), optimizer, config.name, CPU)
+    watch = LayerWatch(Whole(model), optimizer, config, CPU)
     return model, optimizer, watch
 
 
@@ -130,7 +130,7 @@ def test_an_unwatched_update_has_no_hooks():
 def test_of_a_lamb_that_is_not_ours_only_gradients_are_told():
     model, _, _ = build("lamb")
     foreign = torch.optim.SGD(model.parameters(), lr=0.1)
-    watch = LayerWatch(Whole(model), foreign, Optimizer.lamb, CPU)
+    watch = LayerWatch(Whole(model), foreign, OptimConfig(name=Optimizer.lamb), CPU)
     figures = watch.during(update(model, foreign, 0.1, 1), 1, 1.0)
     assert figures.keys() == {LAYER_GRAD_NORM + layer for layer in LAYERS}
 
