@@ -1,6 +1,6 @@
 """How long our LAMB step takes beside torch's fused AdamW on the same tensors, and what memory it needs.
 
-    python tools/bench_optim.py [--size base] [--device cpu] [--threads 2] [--rounds 9] [--deepspeed]
+    python tools/bench_optim.py [--size base] [--device cpu] [--threads 2] [--rounds 15] [--deepspeed]
 
 Tensors: those of the real model, in its two groups, with random gradients. One step of each contender
 in turn, A B A B, in one process; the ratio is the median over the rounds of their times. Contenders:
@@ -198,7 +198,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--size", choices=("mini", "base", "large"), default="base")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--deepspeed", action="store_true", help="DeepSpeed's AdamW too")
     return parser.parse_args()
 
