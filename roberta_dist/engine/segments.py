@@ -8,7 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from roberta_dist.engine.layout import Fragment, held_fragments, whole_shape, zero_stage
+from roberta_dist.engine.layout import (
+    Fragment,
+    flat_tensors,
+    held_fragments,
+    whole_shape,
+    zero_stage,
+)
 from roberta_dist.model.attention import packed_tensors
 from roberta_dist.optim.lamb import Lamb, Segment
 from roberta_dist.runtime.dist import all_sum
@@ -29,17 +35,18 @@ def tensor_names(engine: Any, split_qkv: bool = True) -> list[str]:
 
 
 def tensor_segments(engine: Any, split_qkv: bool = True) -> dict[Tensor, list[Segment]]:
-    """Flat tensor → its parts on this rank, by index into `tensor_names`."""
+    """Flat tensor → its parts on this rank, by index into `tensor_names`; none where it is padding."""
     first_index, elements = {}, {}
     index = 0
     for name, parameter in engine.module.named_parameters():
         first_index[name] = index
         elements[name] = math.prod(whole_shape(parameter)) // _parts(name, split_qkv)
         index += _parts(name, split_qkv)
-    segments: dict[Tensor, list[Segment]] = {}
+    segments: dict[Tensor, list[Segment]] = {flat: [] for flat in flat_tensors(engine)}
     for fragment in held_fragments(engine):
-        own = segments.setdefault(fragment.flat, [])
-        own += _cut(fragment, first_index[fragment.name], elements[fragment.name])
+        segments[fragment.flat] += _cut(
+            fragment, first_index[fragment.name], elements[fragment.name]
+        )
     return segments
 
 

@@ -6,6 +6,7 @@ The first argument is a JSON object: `output`, and `runs`, a list of objects:
     steps       to train; from the checkpoint `load` if given; saved to the folder `save` at the end
     stage, precision, offload, micro    of the engine
     optim       OptimConfig's fields
+    pairs       rows are pairs: the next-sentence head, with a bias of two elements
     naive       take the layout away from LAMB
     compiled    compile LAMB's arithmetic however small the model is
     skip        steps whose loss is made non-finite
@@ -44,8 +45,10 @@ MODEL = replace(support.MODEL, num_layers=4)
 ROWS = 16
 
 
-def make_model():
-    model = RobertaForPretraining(MODEL, support.KernelsConfig(), support.VOCAB)
+def make_model(pairs=False):
+    model = RobertaForPretraining(
+        MODEL, support.KernelsConfig(), support.VOCAB, next_sentence=pairs
+    )
     init_weights(model, 1)
     return model
 
@@ -70,11 +73,11 @@ def make_engine(run, world, device):
             precision=Precision(run.get("precision", "fp32")),
             communication=Precision(run.get("communication", "fp32")),
             offload=Offload(run.get("offload", "none")),
-            sub_group_size=8_000,
+            sub_group_size=run.get("sub_group_size", 8_000),
         ),
         data=replace(PretrainConfig().data, sequence_length=32),
     )
-    model = make_model()
+    model = make_model(run.get("pairs", False))
     with mock.patch.object(lamb, "COMPILED_FROM", 0 if run.get("compiled") else sys.maxsize):
         optimizer = build_optimizer(model, config.optim)
     calls = []
@@ -88,7 +91,8 @@ def make_engine(run, world, device):
 def untouched(engine, run):
     """Weights are the initial ones, moments and steps are 0."""
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(run.get("precision"), torch.float32)
-    initial = {name: p.detach().to(dtype).float() for name, p in make_model().named_parameters()}
+    model = make_model(run.get("pairs", False))
+    initial = {name: p.detach().to(dtype).float() for name, p in model.named_parameters()}
     state = engine.engine.basic_optimizer.state
     weights = all(
         torch.equal(f.view(f.flat), initial[f.name].view(-1)[f.start : f.start + f.length])
@@ -121,7 +125,10 @@ def train(run, world, device):
     per_rank, micro = ROWS // world.world_size, run["micro"]
     for step in range(first, run["steps"]):
         own = rows_of(step)[world.rank * per_rank : (world.rank + 1) * per_rank]
-        batches = [support.random_batch(own[i : i + micro]) for i in range(0, per_rank, micro)]
+        batches = [
+            support.random_batch(own[i : i + micro], pairs=run.get("pairs", False))
+            for i in range(0, per_rank, micro)
+        ]
         hook = None
         if step in run.get("skip", []):
             layer = engine.engine.module.layers[0]

@@ -120,3 +120,11 @@ def test_a_skipped_batch_leaves_no_trace(two_ranks, case):
 
 def test_resume_at_another_stage(two_ranks, expected):
     assert off(two_ranks[two_ranks["resumed"]]["loss"], expected["lamb"][5:]) < 1e-5
+
+
+def test_a_rank_that_holds_padding_only_goes_along(folder):
+    """A sub-group of two elements over four ranks: two of them have nothing of it, but are asked."""
+    more = {"pairs": True, "options": True}
+    cases = [run("lamb", 0, 4, 3, **more), run("lamb", 3, 4, 3, sub_group_size=1, **more)]
+    whole, parted = (result["loss"] for result in start(4, cases, folder / "four.json").values())
+    assert off(parted, whole) < 1e-6
