@@ -11,6 +11,7 @@ import torch
 
 from roberta_dist.config.model import ModelConfig
 from roberta_dist.plan.flops import training_flops
+from roberta_dist.runtime import memory
 from roberta_dist.stream.batch import Batch
 from roberta_dist.units import MIB
 
@@ -48,4 +49,7 @@ def memory_mib(device: torch.device) -> float:
     """Peak memory of this rank so far: the accelerator's, or the process's on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / MIB
+    if (memory.PROC / "self/status").is_file():
+        return memory.peak_bytes(device) / MIB
+    # Elsewhere than on Linux; there, a process begins with the peak of the one that started it.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
