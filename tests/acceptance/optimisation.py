@@ -120,9 +120,8 @@ def bench_optim() -> bool:
     if done.returncode or not lines:
         return say("5", False, f"bench_optim exit {done.returncode}: {done.stderr[-300:]}")
     figures = json.loads(lines[-1])
-    ok = figures["ratio_adamw"] <= 1.7 and figures["bytes_per_param"] <= 16.0 + figures.get(
-        "largest_tensor_bytes_per_param", 0.0
-    )
+    fits = figures["bytes_per_param"] <= figures["bytes_bound"]
+    ok = figures["ratio_adamw"] <= 1.7 and fits
     return say("5", ok, f"bench_optim: {figures}")
 
 
