@@ -158,11 +158,11 @@ def micro_batch_auto() -> bool:
         "tests/integration/test_micro_batch_run.py", f"--basetemp={folder}"
     )
     ok = say("8", passed, f"tests/integration/test_micro_batch_run.py: {line}")
-    for path in sorted(folder.glob("*/auto/micro_batch.json")):
+    for path in sorted({path.resolve() for path in folder.glob("*/auto/micro_batch.json")}):
         record = json.loads(path.read_text())
         shown = ("micro_batch_size", "peak_mib", "for_trials_mib", "budget_mib", "trials_mib")
         say("8", True, f"{ {key: record[key] for key in shown} }")
-    for path in sorted(folder.glob("*/large/logs/*/rank_0.log")):
+    for path in sorted({path.resolve() for path in folder.glob("*/large/logs/*/rank_0.log")}):
         text = path.read_text()
         if "no micro-batch fits" in text:
             say("8", True, text[text.index("train.micro_batch_size") :].strip().splitlines()[0])
