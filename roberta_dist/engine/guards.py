@@ -8,12 +8,19 @@ from __future__ import annotations
 
 import math
 
+from roberta_dist.engine.result import StepResult
 from roberta_dist.errors import NonFiniteError
+from roberta_dist.optim.loss_scale import LossScale
 
 
 def is_finite(*numbers: float) -> bool:
     """True if the step with these losses and this gradient norm may be applied."""
     return all(math.isfinite(number) for number in numbers)
+
+
+def is_overflow(result: StepResult, scale: LossScale) -> bool:
+    """True if the update was not applied because of fp16's loss scale, and a smaller one may do."""
+    return not result.applied and math.isfinite(result.loss) and scale.can_shrink
 
 
 def charge_skip(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import math
 import shutil
 from functools import partial
 
 from roberta_dist.checkpoint.reader import load_weights, open_checkpoint
 from roberta_dist.config.load import to_yaml
 from roberta_dist.corpus.tokenizer_folder import local_tokenizer
+from roberta_dist.engine.guards import is_overflow
 from roberta_dist.errors import NonFiniteError
 from roberta_dist.export.huggingface import export_weights
 from roberta_dist.optim.schedule import learning_rate, span_at
@@ -45,7 +45,7 @@ def dry_run(run: Run, paths: RunPaths) -> None:
             batches = on_all(partial(reader.micro_batches, row))
             scale = start.loss_scale
             result = run.engine.train_step(batches, 0, lr, scale.scale)
-            while not result.applied and math.isfinite(result.loss) and scale.can_shrink:
+            while is_overflow(result, scale):
                 scale = scale.overflowed()
                 result = run.engine.train_step(batches, 0, lr, scale.scale)
             if not result.applied:

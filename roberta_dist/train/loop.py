@@ -12,7 +12,7 @@ import torch
 
 from roberta_dist.config.load import to_yaml
 from roberta_dist.config.train import Precision
-from roberta_dist.engine.guards import charge_skip
+from roberta_dist.engine.guards import charge_skip, is_overflow
 from roberta_dist.engine.result import StepResult
 from roberta_dist.errors import StorageError
 from roberta_dist.optim.schedule import learning_rate
@@ -131,7 +131,7 @@ class Loop:
             if engine.precision is Precision.fp16:
                 moved = replace(moved, loss_scale=scale.applied(engine.loss_scale_window))
             self.state = replace(moved, optimizer_step=state.optimizer_step + 1)
-        elif math.isfinite(result.loss) and scale.can_shrink:
+        elif is_overflow(result, scale):
             self.state = replace(moved, loss_scale=scale.overflowed())
             LOGGER.info(
                 "step %d: a gradient overflowed fp16 at loss scale %g; now %g",

@@ -15,7 +15,6 @@ The first argument is a JSON object: `output`, and `runs`, a list of objects:
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -31,14 +30,11 @@ from roberta_dist.config.roots import PretrainConfig
 from roberta_dist.config.train import EngineConfig, Offload, Precision, TrainConfig
 from roberta_dist.engine.engine import TrainEngine
 from roberta_dist.engine.layout import flat_tensors, held_fragments
-from roberta_dist.engine.setup import close_world, init_world
 from roberta_dist.model.encoder import RobertaForPretraining
 from roberta_dist.model.init import init_weights
 from roberta_dist.optim import lamb
 from roberta_dist.optim.build import build_optimizer
 from roberta_dist.optim.loss_scale import LossScale
-from roberta_dist.runtime.leave import end_process
-from roberta_dist.runtime.world import detect_world
 from roberta_dist.train.state import TrainState
 
 MODEL = replace(support.MODEL, num_layers=4)
@@ -159,19 +155,13 @@ def train(run, world, device):
     return result
 
 
-def main(arguments):
-    world = detect_world()
-    device = init_world(world, 300)
+def train_all(arguments, world, device):
     results = {}
     for run in arguments["runs"]:
         with mock.patch.object(lamb, "SMALL", 1 if run.get("compiled") else lamb.SMALL):
             results[run["key"]] = train(run, world, device)
-    if world.is_main:
-        Path(arguments["output"]).write_text(json.dumps(results))
-    close_world()
+    return results
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main(json.loads(sys.argv[1]))
-    end_process(0)
+    support.rank_main(train_all)

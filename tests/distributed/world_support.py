@@ -7,18 +7,23 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
+import torch
 
 from roberta_dist.config.data import MaskingConfig
 from roberta_dist.config.model import KernelsConfig, ModelConfig
 from roberta_dist.config.optim import OptimConfig
 from roberta_dist.corpus.manifest import SpecialTokens
+from roberta_dist.engine.setup import close_world, init_world
 from roberta_dist.model.encoder import RobertaForPretraining
 from roberta_dist.model.init import init_weights
+from roberta_dist.runtime.leave import end_process
+from roberta_dist.runtime.world import World, detect_world
 from roberta_dist.stream.batch import Batch, make_batch
 from roberta_dist.stream.masking import mask_rule
 
@@ -86,6 +91,18 @@ def run_world(script: Path, world_size: int, arguments: dict[str, Any], timeout:
     codes, logs = run_ranks(script, world_size, [json.dumps(arguments)], output, timeout)
     assert codes == [0] * world_size, logs
     return json.loads(output.read_text())
+
+
+def rank_main(work: Callable[[dict[str, Any], World, torch.device], Any]) -> NoReturn:
+    """What `run_world` starts: `work` on the script's argument; rank 0 writes what it returns."""
+    torch.set_num_threads(1)
+    arguments = json.loads(sys.argv[1])
+    world = detect_world()
+    results = work(arguments, world, init_world(world, 300))
+    if world.is_main:
+        Path(arguments["output"]).write_text(json.dumps(results))
+    close_world()
+    end_process(0)
 
 
 def random_batch(

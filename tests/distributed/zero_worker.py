@@ -5,8 +5,6 @@ The first argument is a JSON object; each task writes its result under its own n
 
 from __future__ import annotations
 
-import json
-import sys
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -23,11 +21,8 @@ from roberta_dist.config.train import EngineConfig, Offload, Precision, TrainCon
 from roberta_dist.engine.ds_config import deepspeed_config
 from roberta_dist.engine.engine import TrainEngine
 from roberta_dist.engine.layout import flat_tensors, gradient_parts
-from roberta_dist.engine.setup import close_world, init_world
 from roberta_dist.optim.build import build_optimizer
 from roberta_dist.runtime.dist import all_sum
-from roberta_dist.runtime.leave import end_process
-from roberta_dist.runtime.world import detect_world
 from roberta_dist.stream.synthetic import empty_batch, full_batch
 from roberta_dist.train.state import TrainState
 
@@ -263,17 +258,12 @@ TASKS = {
 }
 
 
-def main(arguments):
-    world = detect_world()
-    device = init_world(world, 120)
-    results = {name: TASKS[name](given | {"output": arguments["output"]}, world, device)
-               for name, given in arguments["tasks"].items()}  # fmt: skip
-    if world.is_main:
-        Path(arguments["output"]).write_text(json.dumps(results))
-    close_world()
+def all_tasks(arguments, world, device):
+    return {
+        name: TASKS[name](given | {"output": arguments["output"]}, world, device)
+        for name, given in arguments["tasks"].items()
+    }
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main(json.loads(sys.argv[1]))
-    end_process(0)
+    support.rank_main(all_tasks)
