@@ -105,11 +105,14 @@ def _cpu_adam() -> str:
 
 
 def _kernels() -> list[Fact]:
-    from roberta_dist.config.model import KernelsConfig
-    from roberta_dist.model.kernels import available_kernels, resolve_attention
+    import torch
 
-    used = resolve_attention(KernelsConfig()).value
-    return [("attention", f"{used} (kernels.attention=auto)"), *available_kernels().items()]
+    from roberta_dist.config.model import KernelsConfig, ModelConfig
+    from roberta_dist.model.kernels import available_kernels, describe_choice
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    used = describe_choice(KernelsConfig(), ModelConfig(), device)
+    return [("kernels", f"{used} (auto, at base size)"), *available_kernels().items()]
 
 
 def _found(*programs: str) -> str:

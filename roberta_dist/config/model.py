@@ -59,13 +59,40 @@ class Attention(str, Enum):
 
     auto = "auto"
     sdpa = "sdpa"
+    varlen = "varlen"
+    blocked = "blocked"
+
+
+class Fusion(str, Enum):
+    """How the element-wise work between matrix products is computed."""
+
+    auto = "auto"
+    compiled = "compiled"
+    eager = "eager"
+
+
+class CrossEntropy(str, Enum):
+    """Which kernel scores the predicted tokens and takes their cross-entropy."""
+
+    auto = "auto"
+    chunked = "chunked"
+    torch = "torch"
 
 
 @dataclass(frozen=True)
 class KernelsConfig:
-    """Speed only: every choice gives the same numbers within rounding."""
+    """Speed only: every choice gives the same numbers within rounding, and, where a kernel of torch
+    draws its own dropout, another draw of the same distribution."""
 
     attention: Attention = free(Attention.auto)
-    """`sdpa`: torch's scaled-dot-product attention over padded rows; `auto` picks by hardware."""
+    """`sdpa`: torch's, on rows padded to the longest; `varlen`: torch's on jagged rows, no padding;
+    `blocked`: ours for CPUs, no padding; `auto`: `blocked` on a CPU, else `sdpa`."""
+    fusion: Fusion = free(Fusion.auto)
+    """`compiled`: bias, dropout, residual, LayerNorm, GELU and softmax as one kernel each stretch, by
+    torch.compile; `eager`: operator after operator; `auto`: compiled on a GPU, and on a CPU from a
+    width of 256 where a C++ compiler is found."""
+    cross_entropy: CrossEntropy = free(CrossEntropy.auto)
+    """`chunked`: ours, no more logits at once than the table has weights; `torch`: torch's
+    `linear_cross_entropy` (torch 2.13); `auto`: `chunked`."""
     activation_checkpointing: bool = free(False)
     """Recompute each layer in the backward pass: less memory, about a third more compute."""

@@ -1,4 +1,4 @@
-"""Bidirectional self-attention over flat tokens; the only place that pads.
+"""Bidirectional self-attention over flat tokens, by one of three kernels; the only place that pads.
 
 T tokens of all rows · R rows · L longest row · H width · N heads · D = H / N
 """
@@ -9,7 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from roberta_dist.config.model import ModelConfig
+from roberta_dist.config.model import Attention, KernelsConfig, ModelConfig
+from roberta_dist.model.blocked_attention import blocked_attention
+from roberta_dist.model.fused import Key, Pieces
+from roberta_dist.model.kernels import resolve_attention
 
 
 def packed_tensors(name: str) -> int:
@@ -44,42 +47,88 @@ def padding_plan(
     return slot_T, key_mask_RL[:, None, None, :]
 
 
-class SelfAttention(nn.Module):
-    """Fused query-key-value projection, scaled-dot-product attention, output projection."""
+def padded_attention(
+    qkv_TC: Tensor,
+    slot_T: Tensor | None,
+    key_mask_R11L: Tensor | None,
+    max_seqlen: int,
+    heads: int,
+    p: float,
+) -> Tensor:
+    """torch's scaled-dot-product attention on rows padded to the longest: [T, 3H] → [T, H]."""
+    width = qkv_TC.shape[1] // 3
+    if slot_T is not None and key_mask_R11L is not None:
+        grid = qkv_TC.new_zeros(key_mask_R11L.shape[0] * max_seqlen, 3 * width)
+        qkv_TC = grid.index_copy(0, slot_T, qkv_TC)  # [R·L, 3H]
+    # [R·L, 3H] → [3, R, N, L, D]
+    split = qkv_TC.view(-1, max_seqlen, 3, heads, width // heads).permute(2, 0, 3, 1, 4)
+    # Padded queries attend to their row's tokens like any other, so nothing is 0/0; what they
+    # compute is dropped below.
+    mixed = F.scaled_dot_product_attention(
+        split[0], split[1], split[2], attn_mask=key_mask_R11L, dropout_p=p
+    )
+    flat = mixed.transpose(1, 2).reshape(-1, width)  # [R·L, H]
+    return flat if slot_T is None else flat.index_select(0, slot_T)
 
-    def __init__(self, config: ModelConfig) -> None:
+
+def varlen_attention(
+    qkv_TC: Tensor, cu_seqlens: Tensor, max_seqlen: int, heads: int, p: float
+) -> Tensor:
+    """torch's scaled-dot-product attention on jagged tensors, without padding: [T, 3H] → [T, H]."""
+    tokens, width = qkv_TC.shape[0], qkv_TC.shape[1] // 3
+    offsets = cu_seqlens.long()
+    query, key, value = (
+        # Its form for a CPU wants each of the three contiguous.
+        torch.nested.nested_tensor_from_jagged(
+            part.contiguous(), offsets=offsets, min_seqlen=1, max_seqlen=max_seqlen
+        ).transpose(1, 2)
+        for part in qkv_TC.view(tokens, 3, heads, width // heads).unbind(1)
+    )
+    mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=p)
+    flat: Tensor = mixed.transpose(1, 2).values()
+    return flat.reshape(tokens, width)
+
+
+class SelfAttention(nn.Module):
+    """Fused query-key-value projection, attention, output projection."""
+
+    def __init__(self, config: ModelConfig, kernels: KernelsConfig, pieces: Pieces) -> None:
         super().__init__()
         self.num_heads = config.num_heads
         self.dropout = config.attention_dropout
+        self.kernels = kernels
+        self.pieces = pieces
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.out = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(
         self,
         hidden_TH: Tensor,
+        cu_seqlens: Tensor,
+        max_seqlen: int,
         slot_T: Tensor | None,
         key_mask_R11L: Tensor | None,
-        max_seqlen: int,
+        key_2: Key,
     ) -> Tensor:
-        """[T, H] → [T, H]; `slot_T` and `key_mask_R11L` come from `padding_plan`."""
+        """[T, H] → [T, H].
+
+        Args:
+            hidden_TH: of all rows.
+            cu_seqlens: int [R+1].
+            max_seqlen: L.
+            slot_T: from `padding_plan`, for the padded kernel.
+            key_mask_R11L: likewise.
+            key_2: of the dropout; torch's kernels draw their own and only see whether it is None.
+        """
         qkv = self.qkv(hidden_TH)  # [T, 3H]
-        if slot_T is not None and key_mask_R11L is not None:
-            grid = qkv.new_zeros(key_mask_R11L.shape[0] * max_seqlen, qkv.shape[1])
-            qkv = grid.index_copy(0, slot_T, qkv)  # [R·L, 3H]
-        head_size = hidden_TH.shape[1] // self.num_heads
-        # [R·L, 3H] → [3, R, N, L, D]
-        split = qkv.view(-1, max_seqlen, 3, self.num_heads, head_size).permute(2, 0, 3, 1, 4)
-        # Padded queries attend to their row's tokens like any other, so nothing is 0/0; what they
-        # compute is dropped below.
-        mixed = F.scaled_dot_product_attention(
-            split[0],
-            split[1],
-            split[2],
-            attn_mask=key_mask_R11L,
-            dropout_p=self.dropout if self.training else 0.0,
-        )
-        flat = mixed.transpose(1, 2).reshape(-1, hidden_TH.shape[1])  # [R·L, H]
-        if slot_T is not None:
-            flat = flat.index_select(0, slot_T)  # [T, H]
-        output: Tensor = self.out(flat)
+        p = 0.0 if key_2 is None else self.dropout
+        kernel = resolve_attention(self.kernels, hidden_TH.device)
+        if kernel is Attention.blocked:
+            starts = cu_seqlens.tolist()
+            mixed = blocked_attention(qkv, starts, self.num_heads, p, key_2, self.pieces)
+        elif kernel is Attention.varlen:
+            mixed = varlen_attention(qkv, cu_seqlens, max_seqlen, self.num_heads, p)
+        else:
+            mixed = padded_attention(qkv, slot_T, key_mask_R11L, max_seqlen, self.num_heads, p)
+        output: Tensor = self.out(mixed)
         return output

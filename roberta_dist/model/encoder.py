@@ -9,16 +9,19 @@ Only tensors, ints and None cross module boundaries: ZeRO-3's hooks cannot see i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from roberta_dist.config.model import KernelsConfig, ModelConfig
+from roberta_dist.config.model import Attention, KernelsConfig, ModelConfig
 from roberta_dist.model.attention import padding_plan
+from roberta_dist.model.dropout import draw_keys
 from roberta_dist.model.heads import MaskedLanguageHead, NextSentenceHead
-from roberta_dist.model.kernels import resolve_attention
-from roberta_dist.model.layers import Layer, Positions, Vocabulary
-from roberta_dist.model.loss import cross_entropy_sum, pair_sums
+from roberta_dist.model.kernels import choose_pieces, resolve_attention
+from roberta_dist.model.layers import DROPOUTS, Layer, NormDropout, Positions, Vocabulary
+from roberta_dist.model.loss import pair_sums
 
 
 def layer_of(name: str) -> str:
@@ -55,14 +58,15 @@ class RobertaForPretraining(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
-        self.attention_kernel = resolve_attention(kernels)
-        self.activation_checkpointing = kernels.activation_checkpointing
+        self.kernels = kernels
         self.vocab_size = vocab_size
-        self.vocabulary = Vocabulary(config, vocab_size)
+        self.vocabulary = Vocabulary(config, vocab_size, kernels.cross_entropy)
         self.positions = Positions(config)
-        self.embedding_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.dropout)
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
+        pieces = choose_pieces(kernels, config)
+        self.embedding_norm = NormDropout(config, pieces)
+        self.layers = nn.ModuleList(
+            Layer(config, kernels, pieces) for _ in range(config.num_layers)
+        )
         self.head = MaskedLanguageHead(config)
         self.next_sentence = NextSentenceHead(config) if next_sentence else None
 
@@ -97,8 +101,8 @@ class RobertaForPretraining(nn.Module):
             ValueError: `nsp_labels_R` for a model without the next-sentence head.
         """
         hidden_TH = self.encode(tokens_T, positions_T, cu_seqlens, max_seqlen)
-        logits_MV = self._score(hidden_TH, masked_index_M)
-        loss = cross_entropy_sum(logits_MV, labels_M, self.vocab_size)
+        features_MH = self.head(hidden_TH.index_select(0, masked_index_M))
+        loss: Tensor = self.vocabulary(features_MH, labels_M=labels_M)
         if nsp_labels_R is None:
             return loss
         if self.next_sentence is None:
@@ -116,25 +120,28 @@ class RobertaForPretraining(nn.Module):
     ) -> Tensor:
         """Scores of every vocabulary entry at the given tokens: [M, vocab_size]."""
         hidden_TH = self.encode(tokens_T, positions_T, cu_seqlens, max_seqlen)
-        return self._score(hidden_TH, masked_index_M)[:, : self.vocab_size]
+        features_MH = self.head(hidden_TH.index_select(0, masked_index_M))
+        logits_MV: Tensor = self.vocabulary(features_MH, decode=True)
+        return logits_MV[:, : self.vocab_size]
 
     def encode(
         self, tokens_T: Tensor, positions_T: Tensor, cu_seqlens: Tensor, max_seqlen: int
     ) -> Tensor:
         """Final hidden states [T, H]."""
-        slot_T, key_mask_R11L = padding_plan(cu_seqlens, tokens_T.numel(), max_seqlen)
+        slot_T, key_mask_R11L = None, None
+        if resolve_attention(self.kernels, tokens_T.device) is Attention.sdpa:
+            slot_T, key_mask_R11L = padding_plan(cu_seqlens, tokens_T.numel(), max_seqlen)
+        first_key_2: Tensor | None = None
+        keys_S32: Sequence[Tensor | None] = [None] * len(self.layers)
+        if self.training:
+            keys = draw_keys(1 + DROPOUTS * len(self.layers), tokens_T.device)
+            first_key_2, keys_S32 = keys[0], keys[1:].view(-1, DROPOUTS, 2).unbind()
         embedded = self.vocabulary(tokens_T) + self.positions(positions_T)
-        hidden_TH: Tensor = self.dropout(self.embedding_norm(embedded))
-        for layer in self.layers:
-            if self.activation_checkpointing and torch.is_grad_enabled():
-                hidden_TH = checkpoint(
-                    layer, hidden_TH, slot_T, key_mask_R11L, max_seqlen, use_reentrant=False
-                )
+        hidden_TH: Tensor = self.embedding_norm(embedded, first_key_2)
+        for layer, keys_32 in zip(self.layers, keys_S32, strict=True):
+            rows = (cu_seqlens, max_seqlen, slot_T, key_mask_R11L, keys_32)
+            if self.kernels.activation_checkpointing and torch.is_grad_enabled():
+                hidden_TH = checkpoint(layer, hidden_TH, *rows, use_reentrant=False)
             else:
-                hidden_TH = layer(hidden_TH, slot_T, key_mask_R11L, max_seqlen)
+                hidden_TH = layer(hidden_TH, *rows)
         return hidden_TH
-
-    def _score(self, hidden_TH: Tensor, masked_index_M: Tensor) -> Tensor:
-        features_MH = self.head(hidden_TH.index_select(0, masked_index_M))
-        logits_MV: Tensor = self.vocabulary(features_MH, decode=True)
-        return logits_MV

@@ -1,7 +1,7 @@
-"""Which fast kernels this machine has, and which one attention uses.
+"""Which fast kernels this machine has, and which ones a model uses.
 
-Torch's own attention is what runs; apex is only used for its optimizers (optim/backends.py). So
-this file looks (without executing foreign code) and reports.
+Of foreign packages only apex is used, for its optimizers (optim/backends.py): this file looks for them
+(without executing foreign code) and reports.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from pathlib import Path
 
 import torch
 
-from roberta_dist.config.model import Attention, KernelsConfig
+from roberta_dist.config.model import Attention, Fusion, KernelsConfig, ModelConfig
+from roberta_dist.errors import ConfigError
+from roberta_dist.model.fused import Pieces, can_compile, compiled_pieces
 from roberta_dist.runtime.versions import installed_version
 
 
@@ -52,17 +54,66 @@ def describe_sdpa() -> str:
     return f"torch {torch.__version__} on cpu: flash, or math where there is dropout"
 
 
+def describe_fusion() -> str:
+    """Whether torch.compile has what it needs."""
+    if can_compile():
+        return f"torch.compile to {'Triton' if torch.cuda.is_available() else 'C++'}"
+    return "no C++ compiler (CXX, g++ or clang++): element-wise work is not fused"
+
+
 def available_kernels() -> dict[str, str]:
     """What is installed, for `doctor` and `environment.json`: kernel → description."""
     return {
         "sdpa": describe_sdpa(),
+        "fusion": describe_fusion(),
         "apex": describe_apex(),
         "flash_attn": describe_flash_attn(),
     }
 
 
-def resolve_attention(kernels: KernelsConfig) -> Attention:
-    """The kernel that `kernels.attention` stands for on this machine."""
+def resolve_attention(kernels: KernelsConfig, device: torch.device) -> Attention:
+    """The kernel that `kernels.attention` stands for on this device.
+
+    Raises:
+        ConfigError: a kernel that is only for CPUs on another device.
+    """
+    on_cpu = device.type == "cpu"
     if kernels.attention is Attention.auto:
-        return Attention.sdpa
+        return Attention.blocked if on_cpu else Attention.sdpa
+    if kernels.attention is Attention.blocked and device.type == "cuda":
+        raise ConfigError(
+            "kernels.attention=blocked: it is for CPUs; this is a cuda device",
+            "use kernels.attention=auto, sdpa or varlen",
+        )
     return kernels.attention
+
+
+WORTH_COMPILING = 256
+"""Width from which, on a CPU, a fused kernel wins more than its call and its compilation cost."""
+
+
+def fuses(kernels: KernelsConfig, model: ModelConfig) -> bool:
+    """Whether the element-wise work is compiled.
+
+    Raises:
+        ConfigError: it is asked for, and torch.compile finds no compiler.
+    """
+    if kernels.fusion is Fusion.compiled and not can_compile():
+        raise ConfigError(
+            "kernels.fusion=compiled: torch.compile finds no C++ compiler",
+            "install g++ or clang++, or use kernels.fusion=auto",
+        )
+    if kernels.fusion is not Fusion.auto:
+        return kernels.fusion is Fusion.compiled
+    return can_compile() and (torch.cuda.is_available() or model.hidden_size >= WORTH_COMPILING)
+
+
+def describe_choice(kernels: KernelsConfig, model: ModelConfig, device: torch.device) -> str:
+    """What `kernels` stands for here, in a few words."""
+    fusion = Fusion.compiled if fuses(kernels, model) else Fusion.eager
+    return f"attention {resolve_attention(kernels, device).value}, fusion {fusion.value}"
+
+
+def choose_pieces(kernels: KernelsConfig, model: ModelConfig) -> Pieces:
+    """The element-wise work, compiled or not."""
+    return compiled_pieces() if fuses(kernels, model) else Pieces()

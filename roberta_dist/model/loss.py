@@ -1,6 +1,6 @@
-"""Σ cross-entropy in fp32 without an fp32 copy of the logits.
+"""Linear layer and Σ cross-entropy in one, without an fp32 copy of the logits.
 
-M predicted tokens · V padded vocabulary · R rows
+M predicted tokens · C predicted tokens of a chunk · H width · V padded vocabulary · R rows
 """
 
 from __future__ import annotations
@@ -9,49 +9,118 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-CHUNK_ROWS = 128
-"""Rows turned to fp32 at a time: 128 × 50,304 × 4 bytes = 25 MiB."""
+from roberta_dist.config.model import CrossEntropy
+
+WIDE_ROWS = 128
+"""Rows of logits in fp32 at a time: 128 × 50,304 × 4 bytes = 25 MiB."""
 
 
-class _CrossEntropySum(torch.autograd.Function):
+def _cross_entropy(
+    logits_CV: Tensor, labels_C: Tensor, vocab_size: int, differentiate: bool
+) -> Tensor:
+    """Σ cross-entropy, fp32; if asked for, its gradient softmax − one-hot in place of the logits."""
+    total = logits_CV.new_zeros((), dtype=torch.float32)
+    for start in range(0, len(labels_C), WIDE_ROWS):
+        rows = slice(start, start + WIDE_ROWS)
+        scores, labels_C1 = logits_CV[rows, :vocab_size].float(), labels_C[rows, None]
+        log_z_C1 = scores.logsumexp(1, keepdim=True)
+        total += (log_z_C1 - scores.gather(1, labels_C1)).sum()
+        if differentiate:
+            softmax = (scores - log_z_C1).exp_()
+            softmax.scatter_add_(1, labels_C1, softmax.new_full(labels_C1.shape, -1.0))
+            logits_CV[rows, :vocab_size] = softmax
+    if differentiate:
+        logits_CV[:, vocab_size:] = 0.0
+    return total
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Gradients are made where the logits are, one product forward and two backward in all.
+
+    Up to H rows the gradient of the logits is kept, no more than the gradient of the table, and what
+    comes from above multiplies the features. With more, chunks of H rows leave only the gradients
+    of features and table.
+    """
+
     @staticmethod
-    def forward(ctx: Any, logits_MV: Tensor, labels_M: Tensor, vocab_size: int) -> Tensor:
-        total = logits_MV.new_zeros((), dtype=torch.float32)
-        log_z_M = logits_MV.new_empty(len(labels_M), dtype=torch.float32)
-        for start in range(0, len(labels_M), CHUNK_ROWS):
-            rows = slice(start, start + CHUNK_ROWS)
-            scores = logits_MV[rows, :vocab_size].float()
-            log_z_M[rows] = scores.logsumexp(1)
-            total += (log_z_M[rows] - scores.gather(1, labels_M[rows, None]).squeeze(1)).sum()
-        ctx.save_for_backward(logits_MV, labels_M, log_z_M)
-        ctx.vocab_size = vocab_size
+    def forward(
+        ctx: Any,
+        features_MH: Tensor,
+        weight_VH: Tensor,
+        bias_V: Tensor,
+        labels_M: Tensor,
+        vocab_size: int,
+    ) -> Tensor:
+        rows, width = features_MH.shape
+        differentiate = any(ctx.needs_input_grad)
+        total = features_MH.new_zeros((), dtype=torch.float32)
+        kept: tuple[Tensor, ...] = ()
+        if rows > width and differentiate:
+            kept = (
+                torch.empty_like(features_MH),
+                torch.zeros_like(weight_VH, dtype=torch.float32),
+                torch.zeros_like(bias_V, dtype=torch.float32),
+            )
+        for start in range(0, max(rows, 1), width):
+            chunk = slice(start, start + width)
+            logits_CV = F.linear(features_MH[chunk], weight_VH, bias_V)
+            total += _cross_entropy(logits_CV, labels_M[chunk], vocab_size, differentiate)
+            if kept:
+                torch.mm(logits_CV, weight_VH, out=kept[0][chunk])
+                kept[1].add_(logits_CV.t() @ features_MH[chunk])
+                kept[2].add_(logits_CV.sum(0, dtype=torch.float32))
+        ctx.chunked = bool(kept)
+        ctx.save_for_backward(*(kept or (features_MH, logits_CV)), weight_VH)
         return total
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
-        (grad,) = grad_outputs
-        logits_MV, labels_M, log_z_M = ctx.saved_tensors
-        grad_MV = torch.zeros_like(logits_MV)  # columns beyond vocab_size stay 0
-        for start in range(0, len(labels_M), CHUNK_ROWS):
-            rows = slice(start, start + CHUNK_ROWS)
-            scores = logits_MV[rows, : ctx.vocab_size].float()
-            softmax = (scores - log_z_M[rows, None]).exp_()
-            softmax.scatter_add_(1, labels_M[rows, None], softmax.new_full((len(softmax), 1), -1.0))
-            grad_MV[rows, : ctx.vocab_size] = (softmax * grad).to(grad_MV.dtype)
-        return grad_MV, None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        *kept, weight_VH = ctx.saved_tensors
+        if ctx.chunked:
+            own = [(part * grad).to(weight_VH.dtype) for part in kept]
+            return own[0], own[1], own[2], None, None
+        features_MH, grad_MV = kept
+        scaled_MH = (features_MH * grad).to(features_MH.dtype)
+        grad_bias = grad_MV.sum(0, dtype=torch.float32) * grad
+        grad_features = (grad_MV @ weight_VH) * grad.to(weight_VH.dtype)
+        return grad_features, grad_MV.t() @ scaled_MH, grad_bias.to(weight_VH.dtype), None, None
 
 
-def cross_entropy_sum(logits_MV: Tensor, labels_M: Tensor, vocab_size: int) -> Tensor:
-    """Σ over M of −log softmax(logits[:vocab_size])[label], an fp32 scalar; 0 when M is 0.
+def linear_cross_entropy_sum(
+    features_MH: Tensor,
+    weight_VH: Tensor,
+    bias_V: Tensor,
+    labels_M: Tensor,
+    vocab_size: int,
+    kernel: CrossEntropy = CrossEntropy.auto,
+) -> Tensor:
+    """Σ over M of −log softmax((features · weightᵀ + bias)[:vocab_size])[label].
 
     Args:
-        logits_MV: any floating type; columns from `vocab_size` on are padding and ignored.
+        features_MH: any floating type.
+        weight_VH: its rows from `vocab_size` on are padding and ignored.
+        bias_V: likewise.
         labels_M: int64, in [0, vocab_size).
         vocab_size: entries of the tokenizer.
+        kernel: `kernels.cross_entropy`.
+
+    Returns:
+        an fp32 scalar; 0, with zero gradients, when M is 0.
     """
-    loss: Tensor = _CrossEntropySum.apply(logits_MV, labels_M, vocab_size)  # type: ignore[no-untyped-call]
+    if kernel is CrossEntropy.torch and len(labels_M):
+        padding = torch.arange(len(bias_V), device=bias_V.device) >= vocab_size
+        return F.linear_cross_entropy(
+            features_MH,
+            weight_VH,
+            labels_M,
+            linear_bias=bias_V.masked_fill(padding, torch.finfo(bias_V.dtype).min / 2),
+            reduction="sum",
+            options=nn.LinearCrossEntropyOptions(),
+        )
+    loss: Tensor = _LinearCrossEntropy.apply(features_MH, weight_VH, bias_V, labels_M, vocab_size)  # type: ignore[no-untyped-call]
     return loss
 
 

@@ -13,7 +13,7 @@ from roberta_dist.config.load import flatten, to_yaml
 from roberta_dist.config.roots import PretrainConfig
 from roberta_dist.engine.setup import close_world
 from roberta_dist.errors import RobertaDistError, StorageError
-from roberta_dist.model.kernels import resolve_attention
+from roberta_dist.model.kernels import describe_choice
 from roberta_dist.plan.flops import parameter_count
 from roberta_dist.runtime.dist import on_main
 from roberta_dist.runtime.files import atomic_write, write_json
@@ -124,12 +124,12 @@ def _announce(run: Run) -> None:
         config.model, stream.manifest.vocab_size, next_sentence=config.data.format.is_pair
     )
     LOGGER.info(
-        "%s parameters, ZeRO-%d %s, %d rank(s), attention %s",
+        "%s parameters, ZeRO-%d %s, %d rank(s), %s",
         human_count(parameters),
         config.engine.stage,
         config.engine.precision.value,
         run.world.world_size,
-        resolve_attention(config.kernels).value,
+        describe_choice(config.kernels, config.model, run.device),
     )
     for corpus in stream.corpora:
         LOGGER.info(

@@ -6,12 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from roberta_dist.config.model import KernelsConfig, ModelConfig
+from roberta_dist.config.model import CrossEntropy, KernelsConfig, ModelConfig
+from roberta_dist.model import fused
 from roberta_dist.model.attention import padding_plan
 from roberta_dist.model.encoder import RobertaForPretraining, layer_of
 from roberta_dist.model.init import init_weights, normal_tensor
 from roberta_dist.model.layers import PAD_ROW
-from roberta_dist.model.loss import CHUNK_ROWS, cross_entropy_sum
+from roberta_dist.model.loss import WIDE_ROWS, linear_cross_entropy_sum
 
 pytestmark = pytest.mark.unit
 
@@ -121,15 +122,27 @@ def test_state_dict_names_are_the_parameter_names():
     assert module.vocabulary.weight.shape == (192, 32)
 
 
-def test_dropout_is_where_roberta_has_it():
-    """After the embeddings, the attention output and the feed-forward output; on attention."""
-    batch, calls = flat_batch((8, 8), masked=6), []
-    module = build().train()
-    for part in module.modules():
-        if isinstance(part, torch.nn.Dropout):
-            part.register_forward_hook(lambda part, *_: calls.append(part.p))
-    module(**batch)
-    assert calls == [0.1] * (1 + 2 * CONFIG.num_layers)
+def test_dropout_is_where_roberta_has_it(monkeypatch):
+    """After the embeddings, the attention output and the feed-forward output; on attention. Each
+    with a key of its own."""
+    batch, calls, attention = flat_batch((8, 8), masked=6), [], []
+
+    def seen(into, function):
+        def wrapped(values, key, p):
+            into.append((p, tuple(key.tolist())))
+            return function(values, key, p)
+
+        return wrapped
+
+    monkeypatch.setattr(fused, "dropout", seen(calls, fused.dropout))
+    monkeypatch.setattr(fused, "kept", seen(attention, fused.kept))
+    module = RobertaForPretraining(replace(CONFIG, attention_dropout=0.2), KernelsConfig(), VOCAB)
+    init_weights(module, seed=1)
+    module.train()(**batch)
+    assert [p for p, _ in calls] == [0.1] * (1 + 2 * CONFIG.num_layers)
+    assert [p for p, _ in attention] == [0.2] * CONFIG.num_layers
+    assert len({key for _, key in calls + attention}) == 1 + 3 * CONFIG.num_layers
+    monkeypatch.undo()
     assert torch.equal(module.eval()(**batch), module(**batch))
 
 
@@ -187,27 +200,41 @@ def test_an_initial_weight_depends_on_seed_and_name_only():
     assert drawn.double().sum().item() == pytest.approx(-0.8787, abs=1e-4)
 
 
-@pytest.mark.parametrize("rows", [0, 1, CHUNK_ROWS, 2 * CHUNK_ROWS + 3])
-def test_cross_entropy_equals_torch_s(rows):
+def head_inputs(rows, dtype=torch.float32, width=160):
     generator = torch.Generator().manual_seed(3)
-    logits = torch.randn(rows, 192, generator=generator, requires_grad=True)
-    labels = torch.randint(0, VOCAB, (rows,), generator=generator)
-    cross_entropy_sum(logits, labels, VOCAB).mul(0.37).backward()
-    found, logits.grad = logits.grad, None
-    expected = F.cross_entropy(logits[:, :VOCAB], labels, reduction="sum")
-    expected.mul(0.37).backward()
-    torch.testing.assert_close(cross_entropy_sum(logits, labels, VOCAB), expected)
-    torch.testing.assert_close(found, logits.grad)
-    assert not found[:, VOCAB:].any()
+    features, weight, bias = (
+        torch.randn(*shape, generator=generator).to(dtype).requires_grad_()
+        for shape in ((rows, width), (192, width), (192,))
+    )
+    return features, weight, bias, torch.randint(0, VOCAB, (rows,), generator=generator)
+
+
+@pytest.mark.parametrize("kernel", [CrossEntropy.chunked, CrossEntropy.torch])
+@pytest.mark.parametrize("rows", [0, 1, WIDE_ROWS, 160, 161, 2 * 160 + 3])
+def test_cross_entropy_equals_torch_s(rows, kernel):
+    features, weight, bias, labels = head_inputs(rows)
+    own = (features, weight, bias)
+    loss = linear_cross_entropy_sum(*own, labels, VOCAB, kernel)
+    found = torch.autograd.grad(loss * 0.37, own)
+    logits = F.linear(*own)[:, :VOCAB]
+    expected = F.cross_entropy(logits, labels, reduction="sum")
+    torch.testing.assert_close(loss, expected)
+    for grad, other in zip(found, torch.autograd.grad(expected * 0.37, own), strict=True):
+        torch.testing.assert_close(grad, other, rtol=1e-5, atol=1e-5)
+    assert not found[1][VOCAB:].any() and not found[2][VOCAB:].any()
+    with torch.no_grad():
+        assert linear_cross_entropy_sum(*own, labels, VOCAB, kernel).item() == pytest.approx(
+            expected.item(), rel=1e-6
+        )
 
 
 def test_cross_entropy_of_bf16_logits_is_summed_in_fp32():
-    logits = torch.randn(1000, 192, generator=torch.Generator().manual_seed(3)).bfloat16()
-    labels = torch.zeros(1000, dtype=torch.long)
-    expected = F.cross_entropy(logits[:, :VOCAB].double(), labels, reduction="sum")
-    torch.testing.assert_close(
-        cross_entropy_sum(logits, labels, VOCAB).double(), expected, rtol=1e-6, atol=0
-    )
+    features, weight, bias, labels = head_inputs(1000, torch.bfloat16)
+    logits = F.linear(features, weight, bias)[:, :VOCAB]
+    expected = F.cross_entropy(logits.double(), labels, reduction="sum")
+    loss = linear_cross_entropy_sum(features, weight, bias, labels, VOCAB)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=0)
 
 
 def test_every_parameter_has_a_layer():

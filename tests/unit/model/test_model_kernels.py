@@ -3,9 +3,16 @@
 import sys
 
 import pytest
+import torch
 
-from roberta_dist.config.model import Attention, KernelsConfig
-from roberta_dist.model.kernels import available_kernels, describe_apex, resolve_attention
+from roberta_dist.config.model import Attention, Fusion, KernelsConfig, ModelConfig
+from roberta_dist.errors import ConfigError
+from roberta_dist.model.kernels import (
+    available_kernels,
+    describe_apex,
+    fuses,
+    resolve_attention,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -41,5 +48,23 @@ def test_absent_kernels_are_said_to_be_absent(monkeypatch):
 
 
 def test_auto_resolves_to_what_can_run():
-    assert resolve_attention(KernelsConfig()) is Attention.sdpa
-    assert resolve_attention(KernelsConfig(attention=Attention.sdpa)) is Attention.sdpa
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert resolve_attention(KernelsConfig(), cpu) is Attention.blocked
+    assert resolve_attention(KernelsConfig(), gpu) is Attention.sdpa
+    for kernel in (Attention.sdpa, Attention.varlen):
+        assert resolve_attention(KernelsConfig(attention=kernel), gpu) is kernel
+    with pytest.raises(ConfigError, match="for CPUs"):
+        resolve_attention(KernelsConfig(attention=Attention.blocked), gpu)
+
+
+def test_fusion_needs_a_compiler(monkeypatch):
+    wide, narrow = ModelConfig(), ModelConfig(hidden_size=120)
+    asked = KernelsConfig(fusion=Fusion.compiled)
+    if not torch.cuda.is_available():
+        assert fuses(KernelsConfig(), wide)
+        assert not fuses(KernelsConfig(), narrow)
+    assert fuses(asked, narrow)
+    monkeypatch.setattr("roberta_dist.model.kernels.can_compile", lambda: False)
+    assert not fuses(KernelsConfig(), wide)
+    with pytest.raises(ConfigError, match="finds no C"):
+        fuses(asked, wide)

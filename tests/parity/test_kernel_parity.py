@@ -1,0 +1,222 @@
+"""Every kernel against plain torch in float64, forward and backward, in the shapes of all formats.
+
+With dropout too: the masks of `blocked` and of the fused pieces are worked out here from the same keys,
+one score at a time; where torch draws its own, only their distribution can be held.
+"""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from roberta_dist.config.model import Attention, CrossEntropy, Fusion, KernelsConfig, ModelConfig
+from roberta_dist.model import blocked_attention as blocked
+from roberta_dist.model.attention import padded_attention, padding_plan, varlen_attention
+from roberta_dist.model.dropout import draw_keys
+from roberta_dist.model.encoder import RobertaForPretraining
+from roberta_dist.model.fused import Pieces, compiled_pieces
+from roberta_dist.model.init import init_weights
+
+HEADS, SIZE = 2, 8
+WIDTH = HEADS * SIZE
+FORMATS = {
+    "blocks": (40,) * 6,
+    "full_sentences": (40, 40, 37, 40, 40, 29),
+    "doc_sentences": (40, 3, 17, 2, 2, 31, 40, 40),
+    "segment_pair": (38, 40, 22, 40),
+    "sentence_pair": (9, 9, 30, 14, 2),
+}
+MODEL = ModelConfig(num_layers=2, hidden_size=32, ffn_size=64, num_heads=2, max_positions=64)
+VOCAB = 133
+BOUND = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+
+
+def starts_of(lengths):
+    return torch.tensor([0, *lengths]).cumsum(0)
+
+
+def hash_of(counter, key):
+    """The mask's hash, on Python integers."""
+    low = (1 << 32) - 1
+    first, second = (int(word) & low for word in key)
+    word = (counter ^ first) & low
+    word = (word ^ (word >> 16)) * 0x7FEB352D & low
+    word ^= second
+    word = (word ^ (word >> 15)) * 0x846CA68B & low
+    return (word ^ (word >> 16)) & 0xFFFFFF
+
+
+def mask_of(shape, key, p, first=0):
+    numbers = range(first, first + math.prod(shape))
+    return torch.tensor([hash_of(n, key) >= round(p * 2**24) for n in numbers]).view(shape)
+
+
+def reference_attention(qkv, lengths, p=0.0, key=None):
+    """Row by row and head by head, from the definition."""
+    rows, first, count = [], 0, 0
+    for length in lengths:
+        own = qkv[first : first + length].view(length, 3, HEADS, SIZE).permute(1, 2, 0, 3)
+        weights = (own[0] @ own[1].mT / math.sqrt(SIZE)).softmax(-1)
+        if key is not None:
+            weights = weights * mask_of(weights.shape, key, p, count) / (1 - p)
+        rows.append((weights @ own[2]).transpose(0, 1).reshape(length, WIDTH))
+        first, count = first + length, count + HEADS * length * length
+    return torch.cat(rows)
+
+
+def run_kernel(name, qkv, lengths, p=0.0, key=None):
+    starts, longest = starts_of(lengths), max(lengths)
+    if name == "varlen":
+        return varlen_attention(qkv, starts.int(), longest, HEADS, p)
+    if name == "sdpa":
+        plan = padding_plan(starts.int(), len(qkv), longest)
+        return padded_attention(qkv, *plan, longest, HEADS, p)
+    pieces = compiled_pieces() if name == "blocked compiled" else Pieces()
+    return blocked.blocked_attention(qkv, starts.tolist(), HEADS, p, key, pieces)
+
+
+def off(found, expected):
+    """Largest difference, relative to the largest value."""
+    return float((found.detach().double() - expected.detach()).abs().max() / expected.abs().max())
+
+
+def compare(name, lengths, dtype, p=0.0, key=None):
+    generator = torch.Generator().manual_seed(1)
+    exact = torch.randn(sum(lengths), 3 * WIDTH, generator=generator, dtype=torch.float64)
+    above = torch.randn(sum(lengths), WIDTH, generator=generator, dtype=torch.float64)
+    qkv = exact.to(dtype).requires_grad_()
+    exact = qkv.detach().double().requires_grad_()  # what bf16 rounds off the input is no error
+    expected = reference_attention(exact, lengths, p, key)
+    found = run_kernel(name, qkv, lengths, p, key)
+    assert found.dtype == dtype
+    assert off(found, expected) < BOUND[dtype]
+    grads = [
+        torch.autograd.grad(y, x, above.to(y.dtype)) for y, x in ((found, qkv), (expected, exact))
+    ]
+    assert off(grads[0][0], grads[1][0]) < BOUND[dtype]
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("dtype", BOUND, ids=str)
+@pytest.mark.parametrize("name", ["sdpa", "varlen", "blocked", "blocked compiled"])
+def test_attention(name, dtype, form):
+    compare(name, FORMATS[form], dtype)
+
+
+@pytest.mark.parametrize("block", [1, 40 * 40, 3 * HEADS * 40 * 40])
+@pytest.mark.parametrize("name", ["blocked", "blocked compiled"])
+def test_dropped_attention_is_the_same_in_blocks_of_any_size(name, block, monkeypatch):
+    monkeypatch.setattr(blocked, "BLOCK_SCORES", block)
+    key = draw_keys(1, torch.device("cpu"))[0]
+    compare(name, FORMATS["doc_sentences"], torch.float32, 0.3, key)
+
+
+def test_scores_beyond_two_to_the_32_have_numbers_too():
+    group = blocked._Group(0, 1, 4, HEADS, SIZE, first_score=(1 << 32) - 16)
+    numbers = [int(first) for _, _, first in group.blocks()]
+    assert numbers == [-16]
+    assert [int(first) for _, _, first in replace(group, first_score=1 << 32).blocks()] == [0]
+
+
+@pytest.mark.parametrize("name", ["sdpa", "varlen"])
+def test_torch_s_dropout_is_unbiased_and_as_asked(name):
+    """Values of one make each output Σ weights / (1 − p): its mean is 1, its variance p/(1−p) Σ w²."""
+    lengths, p, draws = FORMATS["doc_sentences"], 0.25, 200
+    torch.manual_seed(2)
+    qkv = torch.randn(sum(lengths), 3 * WIDTH)
+    qkv[:, 2 * WIDTH :] = 1.0
+    outputs = torch.stack([run_kernel(name, qkv, lengths, p)[:, ::SIZE] for _ in range(draws)])
+    assert outputs.mean().item() == pytest.approx(1.0, abs=0.01)
+    squares = []
+    for start, length in zip(starts_of(lengths).tolist(), lengths, strict=False):
+        own = qkv[start : start + length].view(length, 3, HEADS, SIZE).permute(1, 2, 0, 3)
+        weights = (own[0] @ own[1].mT / math.sqrt(SIZE)).softmax(-1)
+        squares.append(weights.square().sum(-1).mT)
+    expected = p / (1 - p) * torch.cat(squares)
+    assert (outputs.var(0) / expected).mean().item() == pytest.approx(1.0, abs=0.05)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5])
+def test_fused_pieces_drop_what_the_hash_says(p):
+    torch.manual_seed(3)
+    residual, branch, above = torch.randn(3, 20, 32, dtype=torch.float64)
+    weight, bias = torch.randn(2, 32, dtype=torch.float64)
+    for key in (*draw_keys(2, torch.device("cpu")), None):
+        kept = 1.0 if key is None else mask_of(branch.shape, key, p) / (1 - p)
+        given = [x.clone().requires_grad_() for x in (residual, branch, weight, bias)]
+        expected = F.layer_norm(given[0] + given[1] * kept, (32,), *given[2:], 1e-5)
+        grads = torch.autograd.grad(expected, given, above)
+        for pieces in (Pieces(), compiled_pieces()):
+            own = [x.detach().float().requires_grad_() for x in given]
+            found = pieces.residual_norm(*own, 1e-5, p, key)
+            assert off(found, expected) < 1e-5
+            for grad, other in zip(
+                torch.autograd.grad(found, own, above.float()), grads, strict=True
+            ):
+                assert off(grad, other) < 1e-5
+            norm = pieces.norm_dropout(own[1], *own[2:], 1e-5, p, key)
+            other = F.layer_norm(branch, (32,), weight, bias, 1e-5) * kept
+            assert off(norm, other) < 1e-5
+
+
+def flat_batch(lengths, masked):
+    generator = torch.Generator().manual_seed(2)
+    tokens = sum(lengths)
+    return {
+        "tokens_T": torch.randint(5, VOCAB, (tokens,), generator=generator),
+        "positions_T": torch.cat([torch.arange(length) for length in lengths]),
+        "cu_seqlens": starts_of(lengths).int(),
+        "max_seqlen": max(lengths),
+        "masked_index_M": torch.randperm(tokens, generator=generator)[:masked],
+        "labels_M": torch.randint(5, VOCAB, (masked,), generator=generator),
+    }
+
+
+def losses(kernels, lengths, dtype, dropout):
+    model = replace(MODEL, dropout=dropout, attention_dropout=dropout)
+    module = RobertaForPretraining(model, kernels, VOCAB)
+    init_weights(module, 1)
+    module.to(dtype).train()
+    batch = flat_batch(lengths, max(1, sum(lengths) // 6))
+    torch.manual_seed(5)
+    loss = module(**batch)
+    loss.backward()
+    return loss.double(), {name: p.grad.double() for name, p in module.named_parameters()}
+
+
+WHOLE = [
+    KernelsConfig(attention, fusion, cross_entropy, checkpointing)
+    for attention, fusion, cross_entropy, checkpointing in (
+        (Attention.sdpa, Fusion.eager, CrossEntropy.chunked, True),
+        (Attention.sdpa, Fusion.compiled, CrossEntropy.torch, False),
+        (Attention.varlen, Fusion.compiled, CrossEntropy.chunked, False),
+        (Attention.blocked, Fusion.eager, CrossEntropy.torch, True),
+        (Attention.blocked, Fusion.compiled, CrossEntropy.chunked, False),
+        (Attention.blocked, Fusion.compiled, CrossEntropy.chunked, True),
+    )
+]
+PLAIN = KernelsConfig(Attention.sdpa, Fusion.eager, CrossEntropy.chunked)
+DROPPED = KernelsConfig(Attention.blocked, Fusion.eager, CrossEntropy.chunked)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("dtype", BOUND, ids=str)
+def test_the_model_does_not_depend_on_its_kernels(dtype, form):
+    expected, grads = losses(PLAIN, FORMATS[form], torch.float32, 0.0)
+    largest = max(float(grad.norm()) for grad in grads.values())
+    for kernels in WHOLE:
+        loss, found = losses(kernels, FORMATS[form], dtype, 0.0)
+        assert float((loss - expected).abs() / expected) < BOUND[dtype], kernels
+        for name, grad in found.items():  # a key's bias has no gradient but rounding
+            assert float((grad - grads[name]).norm()) < 2 * BOUND[dtype] * largest, (kernels, name)
+
+
+def test_with_dropout_fusion_and_checkpointing_change_nothing():
+    expected, grads = losses(DROPPED, FORMATS["doc_sentences"], torch.float32, 0.2)
+    for kernels in (k for k in WHOLE if k.attention is Attention.blocked):
+        loss, found = losses(kernels, FORMATS["doc_sentences"], torch.float32, 0.2)
+        assert float((loss - expected).abs() / expected) < 1e-5
+        for name, grad in found.items():
+            torch.testing.assert_close(grad, grads[name], rtol=1e-3, atol=1e-5)
