@@ -9,6 +9,7 @@ The first argument is a JSON object: `output`, and `runs`, a list of objects:
     pairs       rows are pairs: the next-sentence head, with a bias of two elements
     naive       take the layout away from LAMB
     compiled    compile LAMB's arithmetic however small the model is
+    kernels     KernelsConfig's fields
     skip        steps whose loss is made non-finite
     watch       steps whose layers are measured
 """
@@ -25,6 +26,7 @@ import world_support as support
 from deepspeed.accelerator import get_accelerator
 
 from roberta_dist.checkpoint.reader import open_checkpoint
+from roberta_dist.config.model import Attention, CrossEntropy, Fusion, KernelsConfig
 from roberta_dist.config.optim import Backend, OptimConfig, Optimizer
 from roberta_dist.config.roots import PretrainConfig
 from roberta_dist.config.train import EngineConfig, Offload, Precision, TrainConfig
@@ -41,10 +43,9 @@ MODEL = replace(support.MODEL, num_layers=4)
 ROWS = 16
 
 
-def make_model(pairs=False):
-    model = RobertaForPretraining(
-        MODEL, support.KernelsConfig(), support.VOCAB, next_sentence=pairs
-    )
+def make_model(pairs=False, kernels=None):
+    kernels = kernels or KernelsConfig()
+    model = RobertaForPretraining(MODEL, kernels, support.VOCAB, next_sentence=pairs)
     init_weights(model, 1)
     return model
 
@@ -56,6 +57,11 @@ def rows_of(step):
 def optim_config(optim):
     name, backend = optim.get("name", "adamw"), optim.get("backend", "auto")
     return OptimConfig(**{**optim, "name": Optimizer(name), "backend": Backend(backend)})
+
+
+def kernels_config(kernels):
+    kinds = {"attention": Attention, "fusion": Fusion, "cross_entropy": CrossEntropy}
+    return KernelsConfig(**{key: kinds.get(key, bool)(value) for key, value in kernels.items()})
 
 
 def make_engine(run, world, device):
@@ -73,7 +79,7 @@ def make_engine(run, world, device):
         ),
         data=replace(PretrainConfig().data, sequence_length=32),
     )
-    model = make_model(run.get("pairs", False))
+    model = make_model(run.get("pairs", False), kernels_config(run.get("kernels", {})))
     with mock.patch.object(lamb, "COMPILED_FROM", 0 if run.get("compiled") else sys.maxsize):
         optimizer = build_optimizer(model, config.optim)
     calls = []

@@ -1,12 +1,20 @@
 """Counted arithmetic against torch's counter, and parameters against the module."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from roberta_dist.config.load import conf_dir, load_yaml
-from roberta_dist.config.model import KernelsConfig, ModelConfig, padded_vocabulary
+from roberta_dist.config.model import (
+    Attention,
+    Fusion,
+    KernelsConfig,
+    ModelConfig,
+    padded_vocabulary,
+)
 from roberta_dist.model.encoder import RobertaForPretraining
 from roberta_dist.plan.flops import forward_flops, parameter_count, training_flops
 
@@ -14,6 +22,8 @@ pytestmark = pytest.mark.unit
 
 VOCAB = 50_265
 SIZES = ("tiny", "mini", "base", "large")
+PADDED = KernelsConfig(Attention.sdpa, Fusion.eager)
+VARLEN = KernelsConfig(Attention.blocked, Fusion.eager)
 
 
 def sizes(name):
@@ -37,11 +47,11 @@ def meta_batch(lengths, masked, pairs=False):
 def counted(module, batch):
     """(forward, forward and backward) as torch counts them; math attention recomputes nothing."""
     with sdpa_kernel(SDPBackend.MATH):
-        with FlopCounterMode(display=False) as forward:
-            loss = module(**batch).sum()
-        with FlopCounterMode(display=False) as backward:
-            loss.backward()
-    return forward.get_total_flops(), forward.get_total_flops() + backward.get_total_flops()
+        with torch.no_grad(), FlopCounterMode(display=False) as forward:
+            module(**batch)
+        with FlopCounterMode(display=False) as training:
+            module(**batch).sum().backward()
+    return forward.get_total_flops(), training.get_total_flops()
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -49,7 +59,7 @@ def counted(module, batch):
 def test_flops_are_torch_s_within_one_percent(name, lengths, masked):
     model = sizes(name)
     with torch.device("meta"):
-        module = RobertaForPretraining(model, KernelsConfig(), VOCAB)
+        module = RobertaForPretraining(model, PADDED, VOCAB)
     forward, training = counted(module, meta_batch(lengths, masked))
     assert forward_flops(model, VOCAB, lengths, masked) == pytest.approx(forward, rel=0.01)
     assert training_flops(model, VOCAB, lengths, masked) == pytest.approx(training, rel=0.01)
@@ -62,7 +72,7 @@ def test_flops_of_the_next_sentence_head_are_torch_s(name):
     found = []
     for pairs in (False, True):
         with torch.device("meta"):
-            module = RobertaForPretraining(model, KernelsConfig(), VOCAB, pairs)
+            module = RobertaForPretraining(model, PADDED, VOCAB, pairs)
         found.append(counted(module, meta_batch(lengths, 77, pairs)))
     for count, (without, with_pairs) in zip(
         (forward_flops, training_flops), zip(*found, strict=True), strict=True
@@ -71,25 +81,41 @@ def test_flops_of_the_next_sentence_head_are_torch_s(name):
         assert alone == with_pairs - without > 0
 
 
+def real_batch(lengths, masked):
+    return {
+        "tokens_T": torch.full((sum(lengths),), 5),
+        "positions_T": torch.cat([torch.arange(length) for length in lengths]),
+        "cu_seqlens": torch.tensor([0, *lengths]).cumsum(0).int(),
+        "max_seqlen": max(lengths),
+        "masked_index_M": torch.arange(masked),
+        "labels_M": torch.full((masked,), 6),
+    }
+
+
 def test_padded_rows_cost_what_the_longest_costs():
     model = sizes("tiny")
-    module = RobertaForPretraining(model, KernelsConfig(), 1000)
+    module = RobertaForPretraining(model, PADDED, 1000)
     lengths = (100, 30, 2)
-    batch = {
-        "tokens_T": torch.full((132,), 5),
-        "positions_T": torch.cat([torch.arange(length) for length in lengths]),
-        "cu_seqlens": torch.tensor([0, 100, 130, 132], dtype=torch.int32),
-        "max_seqlen": 100,
-        "masked_index_M": torch.arange(20),
-        "labels_M": torch.full((20,), 6),
-    }
-    forward, training = counted(module, batch)
+    forward, training = counted(module, real_batch(lengths, 20))
     assert forward_flops(model, 1000, lengths, 20) == pytest.approx(forward, rel=0.01)
     assert training_flops(model, 1000, lengths, 20) == pytest.approx(training, rel=0.01)
     spared = forward_flops(model, 1000, lengths, 20) - forward_flops(
         model, 1000, lengths, 20, padded=False
     )
     assert spared == 2 * 4 * 128 * (3 * 100**2 - 100**2 - 30**2 - 2**2)
+
+
+@pytest.mark.parametrize(("name", "layers"), [("tiny", 2), ("base", 2), ("large", 1)])
+def test_rows_without_padding_cost_their_own_length(name, layers):
+    """Exactly; but the blocked kernel makes its scores twice, which is not counted as useful."""
+    model = replace(sizes(name), num_layers=layers)
+    module = RobertaForPretraining(model, VARLEN, VOCAB)
+    lengths, masked = (100, 30, 2), 20
+    forward, training = counted(module, real_batch(lengths, masked))
+    again = 2 * layers * model.hidden_size * sum(length**2 for length in lengths)
+    assert forward_flops(model, VOCAB, lengths, masked, padded=False) == forward
+    assert training_flops(model, VOCAB, lengths, masked, padded=False) == training - again
+    assert again < 0.01 * training
 
 
 def test_a_step_without_rows_costs_nothing():
@@ -101,7 +127,7 @@ def test_a_step_without_rows_costs_nothing():
 def test_parameters_are_the_module_s(name, pairs):
     model = sizes(name)
     with torch.device("meta"):
-        module = RobertaForPretraining(model, KernelsConfig(), VOCAB, pairs)
+        module = RobertaForPretraining(model, PADDED, VOCAB, pairs)
     found = sum(parameter.numel() for parameter in module.parameters())
     assert parameter_count(model, padded_vocabulary(VOCAB), pairs) == found
 
