@@ -52,9 +52,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         bias_V: Tensor,
         labels_M: Tensor,
         vocab_size: int,
+        differentiate: bool,
     ) -> Tensor:
         rows, width = features_MH.shape
-        differentiate = any(ctx.needs_input_grad)
         total = features_MH.new_zeros((), dtype=torch.float32)
         kept: tuple[Tensor, ...] = ()
         if rows > width and differentiate:
@@ -81,12 +81,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         *kept, weight_VH = ctx.saved_tensors
         if ctx.chunked:
             own = [(part * grad).to(weight_VH.dtype) for part in kept]
-            return own[0], own[1], own[2], None, None
+            return own[0], own[1], own[2], None, None, None
         features_MH, grad_MV = kept
         scaled_MH = (features_MH * grad).to(features_MH.dtype)
         grad_bias = grad_MV.sum(0, dtype=torch.float32) * grad
         grad_features = (grad_MV @ weight_VH) * grad.to(weight_VH.dtype)
-        return grad_features, grad_MV.t() @ scaled_MH, grad_bias.to(weight_VH.dtype), None, None
+        grad_weight = grad_MV.t() @ scaled_MH
+        return grad_features, grad_weight, grad_bias.to(weight_VH.dtype), None, None, None
 
 
 def linear_cross_entropy_sum(
@@ -120,7 +121,11 @@ def linear_cross_entropy_sum(
             reduction="sum",
             options=nn.LinearCrossEntropyOptions(),
         )
-    loss: Tensor = _LinearCrossEntropy.apply(features_MH, weight_VH, bias_V, labels_M, vocab_size)  # type: ignore[no-untyped-call]
+    # Inside a Function gradients look needed even where no one asked for them.
+    differentiate = torch.is_grad_enabled()
+    loss: Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        features_MH, weight_VH, bias_V, labels_M, vocab_size, differentiate
+    )
     return loss
 
 
