@@ -19,8 +19,9 @@ All have the same sizes (conf/model), vocabulary and dropout, and see the same m
 tokens in full rows, masked once by our own masking (`stream/masking.py`, 15 % of the tokens, 80/10/10)
 and not by transformers' collator; what is predicted is `labels` for theirs, -100 elsewhere. A step is
 forward, mean loss over the masked tokens, backward, update, and clearing of gradients. The gradient's
-norm (our guard, Trainer's clipping) is in neither. `bf16`, the default on a GPU, is torch.autocast
-over fp32 weights in all three models, and bf16 buffers in the ceiling; DeepSpeed is not in it.
+norm (our guard, Trainer's clipping) is in neither. `bf16`, the default on a GPU, is a bf16 model
+updated through fp32 master weights in ours, as under ZeRO, torch.autocast in theirs, as in Trainer,
+and bf16 buffers in the ceiling; DeepSpeed is not in it.
 
 The last line is JSON: `tokens_per_s` (ours, all tokens of the rows); `ratio_hf`, `ratio_hf_best` (ours
 over theirs, in tokens/s); `ceiling_fraction` (our FLOP/s over the ceiling's, both for the FLOPs our

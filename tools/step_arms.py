@@ -5,6 +5,7 @@ T tokens · M predicted tokens · R rows · L row length
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable
@@ -42,7 +43,7 @@ IGNORED = -100
 """Label of a position that transformers does not count."""
 
 Step = Callable[[], Tensor]
-"""Does the work of one step; returns the mean loss it began with, a scalar on the device."""
+"""Does the work of one step, or its backward pass; returns the mean loss it began with, a scalar on the device."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ class Job:
         seq: tokens of a row.
         rows: of the batch.
         device: `cpu` or `cuda`.
-        precision: `fp32`, or `bf16`: forward passes under torch.autocast, fp32 weights.
+        precision: `fp32`, or `bf16`: ours as under ZeRO, transformers' under torch.autocast as its
+            Trainer has it.
         threads: of each arm on the CPU.
         hf_compile: `hf_best` is compiled.
     """
@@ -85,15 +87,13 @@ class Job:
         return make_batch(list(rows), np.arange(self.rows), rule)
 
 
-def training_step(job: Job, optimizer: Optimizer, mean_loss: Step) -> Step:
+def training_step(optimizer: Optimizer, backward: Step) -> Step:
     """Forward, backward, update and clearing of gradients."""
     for group in optimizer.param_groups:
         group["lr"] = LR
 
     def step() -> Tensor:
-        with torch.autocast(job.device, torch.bfloat16, enabled=job.precision == "bf16"):
-            loss = mean_loss()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss = backward()
         optimizer.step()
         optimizer.zero_grad()
         return loss.detach()
@@ -102,14 +102,41 @@ def training_step(job: Job, optimizer: Optimizer, mean_loss: Step) -> Step:
 
 
 def ours(job: Job) -> Step:
-    """Our model with the kernels that `auto` picks here, and the optimizer of a run."""
+    """Our model with the kernels that `auto` picks here, and the optimizer of a run.
+
+    In bf16 as under ZeRO: weights, activations and their gradients are bf16, the update is made to fp32
+    master weights.
+    """
     device, batch = torch.device(job.device), job.batch()
     model = RobertaForPretraining(job.model, KernelsConfig(), VOCABULARY)
     init_weights(model, SEED)
     model.to(device).train()
     optimizer = build_optimizer(model, OptimConfig(), device)
     inputs, masked = to_tensors(batch, device), len(batch.masked_index_M)
-    return training_step(job, optimizer, lambda: model(**inputs) / masked)
+
+    def backward() -> Tensor:
+        loss: Tensor = model(**inputs) / masked
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    if job.precision == "fp32":
+        return training_step(optimizer, backward)
+    low = copy.deepcopy(model).to(job.dtype)
+    pairs = list(zip(model.parameters(), low.parameters(), strict=True))
+
+    def backward_low() -> Tensor:
+        with torch.no_grad():
+            for master, parameter in pairs:
+                parameter.copy_(master)
+                parameter.grad = None
+        loss: Tensor = low(**inputs) / masked
+        loss.backward()  # type: ignore[no-untyped-call]
+        for master, parameter in pairs:
+            assert parameter.grad is not None
+            master.grad = parameter.grad.float()
+        return loss
+
+    return training_step(optimizer, backward_low)
 
 
 def hf_inputs(batch: Batch, device: torch.device) -> dict[str, Tensor]:
@@ -142,7 +169,14 @@ def hugging_face(job: Job, best: bool) -> Step:
     if not best:
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
     called: Any = torch.compile(model) if best and job.hf_compile else model
-    return training_step(job, optimizer, lambda: called(**inputs).loss)
+
+    def backward() -> Tensor:
+        with torch.autocast(job.device, torch.bfloat16, enabled=job.precision == "bf16"):
+            loss: Tensor = called(**inputs).loss
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    return training_step(optimizer, backward)
 
 
 def ceiling(job: Job) -> Step:

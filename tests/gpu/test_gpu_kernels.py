@@ -1,0 +1,72 @@
+"""Kernels on a GPU against plain torch in float64, and against a CPU where the dropout is ours."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from roberta_dist.config.model import Attention, CrossEntropy, Fusion, KernelsConfig
+from roberta_dist.model.dropout import draw_keys
+from roberta_dist.model.encoder import RobertaForPretraining
+from roberta_dist.model.fused import Pieces, compiled_pieces
+from roberta_dist.model.init import init_weights
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "parity"))
+from kernel_reference import BOUND, FORMATS, MODEL, VOCAB, compare, flat_batch, losses
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU here"),
+]
+CUDA = torch.device("cuda")
+PLAIN = KernelsConfig(Attention.sdpa, Fusion.eager, CrossEntropy.chunked)
+CHOICES = [
+    KernelsConfig(),
+    KernelsConfig(Attention.sdpa, Fusion.compiled, CrossEntropy.torch),
+    KernelsConfig(Attention.varlen, Fusion.compiled, activation_checkpointing=True),
+]
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("dtype", BOUND, ids=str)
+@pytest.mark.parametrize("name", ["sdpa", "varlen"])
+def test_attention(name, dtype, form):
+    compare(name, FORMATS[form], dtype, device=CUDA)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("dtype", BOUND, ids=str)
+def test_the_model_is_the_cpu_s(dtype, form):
+    expected, grads = losses(PLAIN, FORMATS[form], torch.float32, 0.0)
+    largest = max(float(grad.norm()) for grad in grads.values())
+    for kernels in CHOICES:
+        loss, found = losses(kernels, FORMATS[form], dtype, 0.0, CUDA)
+        assert float((loss - expected).abs() / expected) < BOUND[dtype], kernels
+        for name, grad in found.items():
+            assert float((grad - grads[name]).norm()) < 2 * BOUND[dtype] * largest, (kernels, name)
+
+
+def test_fused_dropout_is_the_cpu_s():
+    torch.manual_seed(3)
+    residual, branch = torch.randn(2, 50, 32)
+    weight, bias = torch.randn(2, 32)
+    key = draw_keys(1, torch.device("cpu"))[0]
+    given = (residual, branch, weight, bias)
+    expected = Pieces().residual_norm(*given, 1e-5, 0.3, key)
+    found = compiled_pieces().residual_norm(*(x.cuda() for x in given), 1e-5, 0.3, key.cuda())
+    torch.testing.assert_close(found.cpu(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_no_micro_step_waits_for_the_device():
+    module = RobertaForPretraining(MODEL, KernelsConfig(), VOCAB)
+    init_weights(module, 1)
+    module.to(CUDA, torch.bfloat16).train()
+    batch = flat_batch(FORMATS["full_sentences"], 30)
+    batch = {k: v if isinstance(v, int) else v.to(CUDA) for k, v in batch.items()}
+    for mode in ("default", "error"):  # the first time compiles
+        torch.cuda.set_sync_debug_mode(mode)
+        try:
+            module(**batch).backward()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
