@@ -21,18 +21,11 @@ for folder in ("integration", "distributed", "acceptance/support"):
 
 import large_batch_runs
 from optim_runs import OPTIONS, low_reference, off, reference, run, start
-from points import run_points, say
+from points import pytest_passes, run_points, say
 
 WORK = Path(tempfile.mkdtemp(prefix="optimisation-"))
 STEPS = 50
 NAMES = ("lamb", "adamw")
-
-
-def pytest_passes(*arguments: str) -> tuple[bool, str]:
-    """Whether the tests pass, and pytest's last line."""
-    command = [sys.executable, "-m", "pytest", "-q", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    return done.returncode == 0, (done.stdout.strip().splitlines() or [done.stderr])[-1]
 
 
 def traces() -> bool:

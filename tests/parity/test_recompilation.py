@@ -43,7 +43,6 @@ def batch(step):
 def counted():
     return {
         "graphs": counters["stats"]["unique_graphs"],
-        "frames": counters["frames"]["total"],
         "breaks": sum(counters["graph_break"].values()),
     }
 

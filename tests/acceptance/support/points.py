@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def say(number: str, ok: bool, figure: str) -> bool:
     """Print the line of one figure; returns `ok`."""
     print(f"[{'ok' if ok else 'FAILED'}] {number}: {figure}", flush=True)
     return ok
+
+
+def pytest_passes(*arguments: str) -> tuple[bool, str]:
+    """Whether the tests pass, and pytest's last line."""
+    command = [sys.executable, "-m", "pytest", "-q", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return done.returncode == 0, (done.stdout.strip().splitlines() or [done.stderr])[-1]
 
 
 def run_points(points: Mapping[str, Callable[[], bool]], work: Path) -> int:
