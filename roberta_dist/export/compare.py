@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from roberta_dist.config.model import KernelsConfig, ModelConfig
+from roberta_dist.config.model import Fusion, KernelsConfig, ModelConfig
 from roberta_dist.corpus.manifest import SpecialTokens
 from roberta_dist.errors import DataFault
 from roberta_dist.interop.huggingface import Weights, has_next_sentence
@@ -40,7 +40,8 @@ def our_logits(
 ) -> Tensor:
     """fp32 [tokens of all rows, vocab_size], without dropout."""
     pairs = has_next_sentence(weights)
-    module = RobertaForPretraining(model, KernelsConfig(), vocab_size, pairs).eval()
+    eager = KernelsConfig(fusion=Fusion.eager)  # a few rows are not worth a compilation
+    module = RobertaForPretraining(model, eager, vocab_size, pairs).eval()
     module.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
     lengths = [len(row) for row in rows]
     return module.logits(
