@@ -67,6 +67,7 @@ setup(
                 "wheel",
                 "moto[server]>=5",
                 "pytorch_optimizer>=4.1",
+                "accelerate>=1.1",
             ),
         ],
     },
