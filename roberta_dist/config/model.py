@@ -92,7 +92,7 @@ class KernelsConfig:
     torch.compile; `eager`: operator after operator; `auto`: compiled on a GPU, and on a CPU from a
     width of 256 where a C++ compiler is found."""
     cross_entropy: CrossEntropy = free(CrossEntropy.auto)
-    """`chunked`: ours, no more logits at once than the table has weights; `torch`: torch's
+    """`chunked`: ours, no more logits at once than the table has weights, or 64 MiB; `torch`: its
     `linear_cross_entropy` (torch 2.13); `auto`: `chunked`."""
     activation_checkpointing: bool = free(False)
     """Recompute each layer in the backward pass: less memory, about a third more compute."""

@@ -17,6 +17,16 @@ WIDE_ROWS = 128
 """Rows of logits in fp32 at a time: 128 × 50,304 × 4 bytes = 25 MiB."""
 
 
+CHUNK_BYTES = 64 << 20
+"""Logits that may always be held."""
+
+
+def rows_at_once(weight_VH: Tensor) -> int:
+    """Rows whose logits are held together: no more bytes than the table, or CHUNK_BYTES."""
+    entries, width = weight_VH.shape
+    return max(width, CHUNK_BYTES // (entries * weight_VH.element_size()))
+
+
 def _cross_entropy(
     logits_CV: Tensor, labels_C: Tensor, vocab_size: int, differentiate: bool
 ) -> Tensor:
@@ -39,9 +49,8 @@ def _cross_entropy(
 class _LinearCrossEntropy(torch.autograd.Function):
     """Gradients are made where the logits are, one product forward and two backward in all.
 
-    Up to H rows the gradient of the logits is kept, no more than the gradient of the table, and what
-    comes from above multiplies the features. With more, chunks of H rows leave only the gradients
-    of features and table.
+    Up to `rows_at_once` the gradient of the logits is kept, and what comes from above multiplies the
+    features. With more, chunks of as many rows leave only the gradients of features and table.
     """
 
     @staticmethod
@@ -54,17 +63,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
         vocab_size: int,
         differentiate: bool,
     ) -> Tensor:
-        rows, width = features_MH.shape
+        rows, most = len(features_MH), rows_at_once(weight_VH)
         total = features_MH.new_zeros((), dtype=torch.float32)
         kept: tuple[Tensor, ...] = ()
-        if rows > width and differentiate:
+        if rows > most and differentiate:
             kept = (
                 torch.empty_like(features_MH),
                 torch.zeros_like(weight_VH, dtype=torch.float32),
                 torch.zeros_like(bias_V, dtype=torch.float32),
             )
-        for start in range(0, max(rows, 1), width):
-            chunk = slice(start, start + width)
+        for start in range(0, max(rows, 1), most):
+            chunk = slice(start, start + most)
             logits_CV = F.linear(features_MH[chunk], weight_VH, bias_V)
             total += _cross_entropy(logits_CV, labels_M[chunk], vocab_size, differentiate)
             if kept:
