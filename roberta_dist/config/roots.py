@@ -67,6 +67,14 @@ class PretrainConfig:
                 f"lies beyond schedule.max_steps={self.schedule.max_steps}",
                 "leave the phase out, or raise schedule.max_steps",
             )
+        profile, last = self.train.profile, self.schedule.max_steps
+        require(
+            not profile or profile[1] <= last + 1,
+            "train.profile",
+            profile,
+            f"ends beyond schedule.max_steps={last}",
+            f"trace steps up to train.profile=[…,{last + 1}], or raise schedule.max_steps",
+        )
         check_backend(self.optim, self.engine)
 
 

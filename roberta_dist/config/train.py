@@ -36,6 +36,11 @@ class TrainConfig:
     """One forward, backward, step, save, load and export at full size, then exit."""
     timeout_s: int = free(1800)
     """Seconds a collective may wait for a rank before the run is ended."""
+    profile: list[int] = free([])
+    """First step that rank 0 traces into RUN/profile, counted as in metrics.jsonl, and the one after
+    the last: `[10,13]` are 10, 11 and 12. The traced steps are slower; empty is off."""
+    profile_memory: bool = free(False)
+    """Trace the memory of those steps too: by operator, and on a GPU every block."""
 
     def __post_init__(self) -> None:
         require(self.seed >= 0, "train.seed", self.seed, "must be ≥ 0")
@@ -51,6 +56,25 @@ class TrainConfig:
             "train.micro_batch_size",
             size,
             f"must be a positive whole number, or {AUTO}",
+        )
+
+        self._check_profile()
+
+    def _check_profile(self) -> None:
+        profile = self.profile
+        require(
+            not profile or (len(profile) == 2 and 1 <= profile[0] < profile[1]),
+            "train.profile",
+            profile,
+            "must be the first step, from 1, and a later one that is not traced any more",
+            "use train.profile=[10,13] for steps 10, 11 and 12, or [] for none",
+        )
+        require(
+            bool(profile) or not self.profile_memory,
+            "train.profile_memory",
+            self.profile_memory,
+            "needs the steps to trace",
+            "add train.profile=[10,13]",
         )
 
     @property

@@ -66,6 +66,11 @@ class RunPaths:
         return self.root / "micro_batch.json"
 
     @property
+    def profile(self) -> Path:
+        """One folder a trace that `train.profile` asked for."""
+        return self.root / "profile"
+
+    @property
     def export(self) -> Path:
         """The Hugging Face folder."""
         return self.root / "export"

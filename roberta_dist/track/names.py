@@ -34,6 +34,7 @@ METRICS: dict[str, str] = {
     "compute_s": "seconds of forward, backward and reduction",
     "optimizer_s": "seconds of the update",
     "memory_mib": "peak memory of rank 0, MiB",
+    "profiled": "1 in a step that a profiler slowed down",
 }
 
 DETERMINISTIC = frozenset(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from roberta_dist.engine.guards import charge_skip, is_overflow
 from roberta_dist.engine.result import StepResult
 from roberta_dist.errors import StorageError
 from roberta_dist.optim.schedule import learning_rate
+from roberta_dist.runtime.rundir import RunPaths
 from roberta_dist.runtime.signals import StopRequest
 from roberta_dist.stream.batch import Batch
 from roberta_dist.stream.measure import Sums
@@ -23,6 +25,7 @@ from roberta_dist.track.names import CORPUS_LOSS
 from roberta_dist.track.sinks import Tracker
 from roberta_dist.train.build import Run
 from roberta_dist.train.feed import Feed, in_step
+from roberta_dist.train.profile import StepProfiler
 from roberta_dist.train.retention import delete_old
 from roberta_dist.train.speed import matrix_rate, memory_mib, step_flops
 
@@ -51,7 +54,9 @@ class Loop:
         self.state = run.resume.state
         self.saved_step = self.state.step
         self.save_failures = 0
-        self.checkpoints = Path(run.config.run_dir) / "checkpoints"
+        paths = RunPaths(Path(run.config.run_dir))
+        self.checkpoints = paths.checkpoints
+        self.profiler = StepProfiler(run.config.train, paths.profile, run.device, run.world.is_main)
         self.matrix_rate = matrix_rate(run.device, DTYPES[run.config.engine.precision])
 
     def fit(self) -> bool:
@@ -75,15 +80,14 @@ class Loop:
             last_row,
             self.state.quarantine,
         )
-        try:
+        with closing(feed), self.profiler:
             while self.state.step < last_step:
-                began = time.perf_counter()
-                batches = feed.take(self.state.next_row, self.stop.requested)
-                if batches is None:
+                with self.profiler.step(self.state.step + 1):
+                    stepped = self._step(feed)
+                if not stepped:
                     self._save(required=True)
                     return False
-                self.state = replace(self.state, quarantine=feed.quarantine)
-                self._step(batches, began, time.perf_counter() - began)
+                self.profiler.done(self.state.step)
                 final = self.state.step == last_step
                 improved = self._evaluate(final)
                 if final or self._out_of_patience():
@@ -92,13 +96,18 @@ class Loop:
                 if improved or self.state.step % self.config.checkpoint.every_steps == 0:
                     self._save(required=False)
             return True
-        finally:
-            feed.close()
 
     def _batch_rows(self) -> int:
         return self.run.stream.plan.batch_rows(self.state.next_row)
 
-    def _step(self, batches: list[Batch], began: float, data_wait: float) -> None:
+    def _step(self, feed: Feed) -> bool:
+        """The next step; False, and no step, when a rank was asked to stop."""
+        began = time.perf_counter()
+        batches = feed.take(self.state.next_row, self.stop.requested)
+        if batches is None:
+            return False
+        data_wait = time.perf_counter() - began
+        self.state = replace(self.state, quarantine=feed.quarantine)
         lr = learning_rate(self.state.step, self.config.optim.lr, self.config.schedule)
         scale, every = self.state.loss_scale, self.config.track.layers_every
         watched = every > 0 and (self.state.step + 1) % every == 0
@@ -107,6 +116,7 @@ class Loop:
         columns = {**self._batch_columns(), "lr": lr, "data_wait_s": data_wait, **result.layers}
         self._account(result)
         self._log(result, columns, batches, time.perf_counter() - began)
+        return True
 
     def _batch_columns(self) -> dict[str, float]:
         """What only runs write whose batches change, or that lost a pack."""
@@ -168,6 +178,7 @@ class Loop:
                 "grad_norm": result.grad_norm,
                 **(pairs if result.pairs else {}),
                 **columns,
+                **self.profiler.columns,
                 "skipped": self.state.skipped + self.state.empty,
                 "save_failures": self.save_failures,
                 "epoch": self.run.stream.order.epochs(self.state.next_row),

@@ -35,6 +35,7 @@ TASKS = {
     "traces": {"stages": [0, 1, 2, 3], "steps": STEPS},
     "bad_numbers": {"stages": [[stage, where] for stage, where in PLACES]},
     "small_gradients": {},
+    "waits": {},
 }
 
 
@@ -228,6 +229,13 @@ def test_small_gradients_survive_bf16(two_ranks, place):
 @pytest.mark.parametrize("place", [f"{stage}-{where}" for stage, where in PLACES])
 def test_a_bad_batch_moves_nothing(two_ranks, place):
     assert two_ranks["bad_numbers"][place] == [True, False, False, True, True]
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_a_step_waits_as_often_whatever_its_micro_batches(two_ranks, stage):
+    """Stages 2 and 3 exchange gradients, or weights, with each micro-batch: that is what they are."""
+    one, four = (two_ranks["waits"][f"{stage} {micro_steps}"] for micro_steps in (1, 4))
+    assert one == four and one["collectives"] >= 3 and one["read"] >= 1
 
 
 def test_resume_at_another_stage_and_world(two_ranks, one_rank):

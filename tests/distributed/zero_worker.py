@@ -122,6 +122,22 @@ def ramp(arguments, world, device):
     return result
 
 
+def waits(arguments, world, device):
+    """Collectives, and numbers read from the device, of a step in 1 and in 4 micro-batches."""
+    result = {}
+    for stage, micro in product((0, 1), (4, 1)):
+        engine = make_engine(stage, world, device, micro)
+        engine.train_step(batches_of(0, world, micro), 0, support.LR)
+        with torch.profiler.profile() as profiler:
+            engine.train_step(batches_of(1, world, micro), 1, support.LR)
+        calls = {event.key: event.count for event in profiler.key_averages()}
+        result[f"{stage} {support.ROWS // world.world_size // micro}"] = {
+            "collectives": sum(n for name, n in calls.items() if name.startswith("c10d::")),
+            "read": calls.get("aten::_local_scalar_dense", 0),
+        }
+    return result
+
+
 class OneNumber(nn.Module):
     """A weight whose gradient is whatever number it is fed."""
 
@@ -254,7 +270,7 @@ def _equal(left, right):
 
 TASKS = {
     task.__name__: task
-    for task in (traces, gradients, ramp, small_gradients, checkpoints, bad_numbers, probes)
+    for task in (traces, gradients, ramp, waits, small_gradients, checkpoints, bad_numbers, probes)
 }
 
 

@@ -35,9 +35,10 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory, corpus):
-    """Two ranks, ZeRO-1, never disturbed; dropout on."""
+    """Two ranks, ZeRO-1, never disturbed; dropout on; steps 3 and 4 traced."""
     run_dir = tmp_path_factory.mktemp("runs") / "whole"
-    finish(write_config(run_dir, corpus, "checkpoint.keep_last=9"), 2)
+    traced = ["train.profile=[3,5]", "train.profile_memory=true"]
+    finish(write_config(run_dir, corpus, "checkpoint.keep_last=9", *traced), 2)
     return run_dir
 
 
@@ -56,6 +57,23 @@ def test_a_run_leaves_what_it_promises(uninterrupted):
     assert lines[-1]["eval_loss"] < 6.9  # below ln(1000): it learned something
     trace = losses(uninterrupted)
     assert trace[40] < trace[1]
+
+
+def test_a_run_leaves_a_trace_of_chosen_steps(uninterrupted):
+    """And of no others; that its digits stay is what the killed runs, which have none, show."""
+    assert [path.name for path in (uninterrupted / "profile").iterdir()] == ["steps_3-4"]
+    folder = uninterrupted / "profile" / "steps_3-4"
+    assert {path.name for path in folder.iterdir()} == {"trace.json", "operators.txt", "memory.txt"}
+    events = json.loads((folder / "trace.json").read_text())["traceEvents"]
+    names = [event.get("name") for event in events]
+    assert [name for name in names if str(name).startswith("step ")] == ["step 3", "step 4"]
+    assert "aten::addmm" in names
+    for table in ("operators.txt", "memory.txt"):
+        text = (folder / table).read_text()
+        assert text.startswith("Steps 3 to 4. A profiler ran") and "aten::addmm" in text
+    assert "CPU Mem" in (folder / "memory.txt").read_text()
+    lines = [line for line in metrics(uninterrupted) if "loss" in line]
+    assert [line["step"] for line in lines if "profiled" in line] == [3, 4]
 
 
 def test_killed_and_started_again_nothing_differs(tmp_path, corpus, uninterrupted):

@@ -38,6 +38,20 @@ def nothing_is_started(monkeypatch):
         ("launch train.micro_batch_size=0", ["train.micro_batch_size=0", "positive", "auto"]),
         ("launch train.micro_batch_size=all", ["train.micro_batch_size=all", "positive", "auto"]),
         ("launch train.memory_budget_mib=-1", ["train.memory_budget_mib=-1", "≥ 0"]),
+        (
+            "launch train.profile=[13,10]",
+            ["train.profile=[13, 10]", "later one", "remedy", "[10,13]"],
+        ),
+        ("launch train.profile=[0,3]", ["train.profile=[0, 3]", "from 1"]),
+        ("launch train.profile=[10]", ["train.profile=[10]", "first step"]),
+        (
+            "launch train.profile=[500,502] experiment=quickstart",
+            ["train.profile=[500, 502]", "beyond schedule.max_steps=500", "[…,501]"],
+        ),
+        (
+            "launch train.profile_memory=true",
+            ["train.profile_memory=True", "needs the steps", "add train.profile"],
+        ),
         ("launch optim.lr=-1", ["optim.lr=-1.0", "must be positive"]),
         ("launch optim.lr=inf", ["optim.lr=inf", "must be a finite number"]),
         ("launch optim.beta2=1", ["optim.beta2=1.0", "[0, 1)"]),

@@ -16,6 +16,7 @@ def test_defaults_of_deepspeed_are_overruled(stage):
     assert config["gradient_clipping"] == 0.0
     assert config["data_types"] == {"grad_accum_dtype": "fp32"}
     assert config["communication_data_type"] == "fp32"
+    assert config["timers"] == {"throughput": {"enabled": False}}
     assert config["zero_optimization"]["stage"] == stage
     assert ("sub_group_size" in config["zero_optimization"]) == (stage == 3)
 
