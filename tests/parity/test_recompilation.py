@@ -1,14 +1,17 @@
-"""Compiled once: no graph break and no recompilation, whatever rows and masked counts come.
+"""Compiled once: no graph break and no recompilation, whatever rows and masked counts come, and no
+digit that depends on the batch it was compiled for, or a resumed run would differ.
 
-Counted by torch's own counters. In a process of its own, since they are torch's for the process.
+Counted by torch's own counters. In processes of their own, since counters and caches are torch's for
+the process.
 """
 
 import json
+import os
 import subprocess
 import sys
 
 PROGRAM = """
-import json, sys
+import hashlib, json, sys
 import torch
 from torch._dynamo.utils import counters
 from roberta_dist.config.model import Fusion, KernelsConfig, ModelConfig
@@ -54,20 +57,42 @@ for step in range(steps):
         module(**batch(step + 1))
     if step + 1 == warmup:
         before = counted()
-print(json.dumps([before, counted()]))
+module.train()
+module.zero_grad()
+generator.manual_seed(7)
+torch.manual_seed(7)
+module(**batch(1)).backward()
+digest = hashlib.sha256(b"".join(p.grad.numpy().tobytes() for p in module.parameters()))
+print(json.dumps([before, counted(), digest.hexdigest()]))
 """
+
+
+def start(steps: int, warmup: int, equal: bool, **environment: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", PROGRAM, str(steps), str(warmup), str(int(equal))]
+    environ = os.environ | environment
+    return subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[dict[str, int], dict[str, int], str]:
+    """Counts after the warm-up, at the end, and a digest of the gradients of one fixed batch."""
+    output, _ = process.communicate()
+    assert process.returncode == 0
+    before, after, digest = json.loads(output.splitlines()[-1])
+    return before, after, digest
 
 
 def graphs(steps: int, warmup: int, equal: bool) -> tuple[dict[str, int], dict[str, int]]:
     """Counts after `warmup` and after `steps` steps of training and evaluation."""
-    command = [sys.executable, "-c", PROGRAM, str(steps), str(warmup), str(int(equal))]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    before, after = json.loads(done.stdout.splitlines()[-1])
-    return before, after
+    return finish(start(steps, warmup, equal))[:2]
 
 
-def test_nothing_is_compiled_after_the_first_step():
-    before, after = graphs(steps=50, warmup=1, equal=True)
+def test_nothing_is_compiled_after_the_first_step_and_its_batch_decides_no_digit(tmp_path):
+    runs = [
+        start(steps, 1, equal, TORCHINDUCTOR_CACHE_DIR=str(tmp_path / str(steps)))
+        for steps, equal in ((50, True), (1, False))
+    ]
+    (before, after, digest), (_, _, other) = map(finish, runs)
     assert before["graphs"] >= 2 * 4  # four pieces forward, with and without dropout, and one more
     assert after == before
     assert after["breaks"] == 0
+    assert digest == other
