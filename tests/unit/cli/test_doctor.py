@@ -13,7 +13,7 @@ pytestmark = pytest.mark.unit
 def test_doctor_tells_what_there_is(capsys):
     assert doctor(DoctorConfig()) == 0
     printed = capsys.readouterr().out
-    for name in ("torch", "accelerator", "attention", "apex", "compiler", "free disk", "W&B"):
+    for name in ("torch", "accelerator", "kernels", "apex", "compiler", "free disk", "W&B"):
         assert f"\n{name} " in printed, name
 
 
