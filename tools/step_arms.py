@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from bench_optim import LR, VOCABULARY, synchronize
+from hf_trainer import collate, rows_of
 from step_products import model_products
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
@@ -39,8 +40,6 @@ from roberta_dist.train.speed import matrix_rate, memory_mib
 ARMS = ("ours", "hf", "hf_best", "ceiling")
 SPECIAL = SpecialTokens(bos=0, pad=1, eos=2, unk=3, mask=VOCABULARY - 1)
 SEED = 1
-IGNORED = -100
-"""Label of a position that transformers does not count."""
 
 Step = Callable[[], Tensor]
 """Does the work of one step, or its backward pass; returns the mean loss it began with, a scalar on the device."""
@@ -140,15 +139,9 @@ def ours(job: Job) -> Step:
 
 
 def hf_inputs(batch: Batch, device: torch.device) -> dict[str, Tensor]:
-    """A batch of equally long rows as transformers' model takes it: int64 [rows, L] each."""
-    labels = torch.full((len(batch.tokens_T),), IGNORED)
-    labels[torch.from_numpy(batch.masked_index_M)] = torch.from_numpy(batch.labels_M.astype(int))
-    tokens = torch.from_numpy(batch.tokens_T.astype(int))
-    shape = (len(batch.row_ids_R), batch.max_seqlen)
-    return {
-        "input_ids": tokens.reshape(shape).to(device),
-        "labels": labels.reshape(shape).to(device),
-    }
+    """A batch as transformers' model takes it, with an attention mask: int64 [rows, L] each."""
+    inputs = collate(list(rows_of(batch)), SPECIAL.pad)
+    return {name: tensor.to(device) for name, tensor in inputs.items()}
 
 
 def hugging_face(job: Job, best: bool) -> Step:
@@ -166,8 +159,8 @@ def hugging_face(job: Job, best: bool) -> Step:
     model.to(device).train()
     optimizer = AdamW(model.parameters(), lr=LR, weight_decay=0.0, fused=True)
     inputs = hf_inputs(job.batch(), device)
-    if not best:
-        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    if best:
+        del inputs["attention_mask"]
     called: Any = torch.compile(model) if best and job.hf_compile else model
 
     def backward() -> Tensor:

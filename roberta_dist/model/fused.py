@@ -137,18 +137,9 @@ def compiled_pieces() -> Pieces:
     # Sizes that are equal in the first step (as many tokens as the model is wide) need not stay so.
     torch.fx.experimental._config.use_duck_shape = False
 
-    def compiled(function: Callable[..., object]) -> Callable[..., object]:
-        return torch.compile(function, fullgraph=True, dynamic=True)
-
     return Pieces(
-        *(
-            compiled(function)  # type: ignore[arg-type]
-            for function in (
-                norm_dropout,
-                residual_norm,
-                bias_gelu,
-                attention_weights,
-                attention_weights_backward,
-            )
-        )
+        **{
+            name: torch.compile(piece, fullgraph=True, dynamic=True)
+            for name, piece in vars(Pieces()).items()
+        }
     )

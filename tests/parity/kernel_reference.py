@@ -88,9 +88,8 @@ def compare(name, lengths, dtype, p=0.0, key=None, device=CPU):
     exact = torch.randn(sum(lengths), 3 * WIDTH, generator=generator, dtype=torch.float64)
     above = torch.randn(sum(lengths), WIDTH, generator=generator, dtype=torch.float64)
     qkv = exact.to(device, dtype).requires_grad_()
-    exact = (
-        qkv.detach().cpu().double().requires_grad_()
-    )  # what bf16 rounds off the input is no error
+    # What bf16 rounds off the input is no error.
+    exact = qkv.detach().cpu().double().requires_grad_()
     expected = reference_attention(exact, lengths, p, key)
     found = run_kernel(name, qkv, lengths, p, key)
     assert found.dtype == dtype
@@ -125,3 +124,14 @@ def losses(kernels, lengths, dtype, dropout, device=CPU):
     return loss.detach().cpu().double(), {
         name: p.grad.cpu().double() for name, p in module.named_parameters()
     }
+
+
+def hold_model(plain, choices, lengths, dtype, device=CPU):
+    """Loss and every gradient under each of `choices` are those of `plain` in fp32 on the CPU."""
+    expected, grads = losses(plain, lengths, torch.float32, 0.0)
+    largest = max(float(grad.norm()) for grad in grads.values())
+    for kernels in choices:
+        loss, found = losses(kernels, lengths, dtype, 0.0, device)
+        assert float((loss - expected).abs() / expected) < BOUND[dtype], kernels
+        for name, grad in found.items():  # a key's bias has no gradient but rounding
+            assert float((grad - grads[name]).norm()) < 2 * BOUND[dtype] * largest, (kernels, name)

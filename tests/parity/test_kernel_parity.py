@@ -17,6 +17,7 @@ from kernel_reference import (
     SIZE,
     WIDTH,
     compare,
+    hold_model,
     losses,
     mask_of,
     off,
@@ -111,13 +112,7 @@ DROPPED = KernelsConfig(Attention.blocked, Fusion.eager, CrossEntropy.chunked)
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("dtype", BOUND, ids=str)
 def test_the_model_does_not_depend_on_its_kernels(dtype, form):
-    expected, grads = losses(PLAIN, FORMATS[form], torch.float32, 0.0)
-    largest = max(float(grad.norm()) for grad in grads.values())
-    for kernels in WHOLE:
-        loss, found = losses(kernels, FORMATS[form], dtype, 0.0)
-        assert float((loss - expected).abs() / expected) < BOUND[dtype], kernels
-        for name, grad in found.items():  # a key's bias has no gradient but rounding
-            assert float((grad - grads[name]).norm()) < 2 * BOUND[dtype] * largest, (kernels, name)
+    hold_model(PLAIN, WHOLE, FORMATS[form], dtype)
 
 
 def test_with_dropout_fusion_and_checkpointing_change_nothing():
