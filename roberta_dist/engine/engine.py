@@ -167,7 +167,8 @@ class TrainEngine:
         square = torch.stack(squares).sum() if squares else sums.new_zeros(())
         if zero_stage(self.engine) == 0:  # every rank holds all of it
             square = square / self.world.world_size
-        totals = all_sum(torch.cat([sums.reshape(-1), square.reshape(1)]))
+        # With offload the gradient is in host memory.
+        totals = all_sum(torch.cat([sums.reshape(-1), square.reshape(1).to(sums.device)]))
         return totals[:-1], float(totals[-1].sqrt())
 
     def _apply(self, lr: float, grad_norm: float) -> None:

@@ -59,6 +59,7 @@ def main(name, offload, output):
     engine = TrainEngine(
         model, build_optimizer(model, config.optim, update_on), config, world, device, 1
     )
+    engine.probe([batch_of(0)])  # drops a gradient
     for step in range(STEPS):
         loss = engine.train_step([batch_of(step)], step, 1e-3).loss
     result = {
