@@ -85,14 +85,15 @@ class KernelsConfig:
     draws its own dropout, another draw of the same distribution."""
 
     attention: Attention = free(Attention.auto)
-    """`sdpa`: torch's, on rows padded to the longest; `varlen`: torch's on jagged rows, no padding;
-    `blocked`: ours for CPUs, no padding; `auto`: `blocked` on a CPU, else `sdpa`."""
+    """`sdpa`: torch's, on rows padded to the longest; `varlen`: torch's without padding; `blocked`:
+    ours for CPUs, no padding; `auto`: `blocked` on a CPU; on a GPU `sdpa` for a batch whose rows are
+    all of one length, else `varlen`."""
     fusion: Fusion = free(Fusion.auto)
     """`compiled`: bias, dropout, residual, LayerNorm, GELU and softmax as one kernel each stretch, by
     torch.compile; `eager`: operator after operator; `auto`: compiled on a GPU, and on a CPU from a
     width of 256 where a C++ compiler is found."""
     cross_entropy: CrossEntropy = free(CrossEntropy.auto)
-    """`chunked`: ours, no more logits at once than the table has weights, or 64 MiB; `torch`: its
-    `linear_cross_entropy` (torch 2.13); `auto`: `chunked`."""
+    """`chunked`: ours, no more logits at once than the table has weights, or 64 MiB (on a GPU 1 GiB);
+    `torch`: its `linear_cross_entropy` (torch 2.13); `auto`: `chunked`."""
     activation_checkpointing: bool = free(False)
     """Recompute each layer in the backward pass: less memory, about a third more compute."""

@@ -5,6 +5,9 @@ T tokens of all rows · R rows · L longest row · H width · N heads · D = H /
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -60,13 +63,13 @@ def padded_attention(
     if slot_T is not None and key_mask_R11L is not None:
         grid = qkv_TC.new_zeros(key_mask_R11L.shape[0] * max_seqlen, 3 * width)
         qkv_TC = grid.index_copy(0, slot_T, qkv_TC)  # [R·L, 3H]
-    # [R·L, 3H] → [3, R, N, L, D]
-    split = qkv_TC.view(-1, max_seqlen, 3, heads, width // heads).permute(2, 0, 3, 1, 4)
+    # [R·L, 3H] → thrice [R, N, L, D]. Their gradients meet again in one write: taken out one by one,
+    # each would be written three times.
+    split = qkv_TC.view(-1, max_seqlen, 3, heads, width // heads).unbind(2)
+    query, key, value = (part.transpose(1, 2) for part in split)
     # Padded queries attend to their row's tokens like any other, so nothing is 0/0; what they
     # compute is dropped below.
-    mixed = F.scaled_dot_product_attention(
-        split[0], split[1], split[2], attn_mask=key_mask_R11L, dropout_p=p
-    )
+    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=key_mask_R11L, dropout_p=p)
     flat = mixed.transpose(1, 2).reshape(-1, width)  # [R·L, H]
     return flat if slot_T is None else flat.index_select(0, slot_T)
 
@@ -74,19 +77,44 @@ def padded_attention(
 def varlen_attention(
     qkv_TC: Tensor, cu_seqlens: Tensor, max_seqlen: int, heads: int, p: float
 ) -> Tensor:
-    """torch's scaled-dot-product attention on jagged tensors, without padding: [T, 3H] → [T, H]."""
+    """torch's attention without padding: [T, 3H] → [T, H].
+
+    On a GPU its kernels as they are, for half precision FlashAttention's, else the memory-efficient
+    ones; on a CPU the same through jagged tensors, whose host work a GPU would wait for.
+    """
     tokens, width = qkv_TC.shape[0], qkv_TC.shape[1] // 3
-    offsets = cu_seqlens.long()
+    parts = qkv_TC.view(tokens, 3, heads, width // heads).unbind(1)
+    if qkv_TC.is_cuda:
+        return _varlen_on_gpu(parts, cu_seqlens, max_seqlen, p).reshape(tokens, width)
     query, key, value = (
         # Its form for a CPU wants each of the three contiguous.
         torch.nested.nested_tensor_from_jagged(
-            part.contiguous(), offsets=offsets, min_seqlen=1, max_seqlen=max_seqlen
+            part.contiguous(), offsets=cu_seqlens.long(), min_seqlen=1, max_seqlen=max_seqlen
         ).transpose(1, 2)
-        for part in qkv_TC.view(tokens, 3, heads, width // heads).unbind(1)
+        for part in parts
     )
     mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=p)
     flat: Tensor = mixed.transpose(1, 2).values()
     return flat.reshape(tokens, width)
+
+
+FLASH_FROM = (8, 0)
+"""Compute capability that FlashAttention's kernels need (Ampere)."""
+
+
+def _varlen_on_gpu(
+    parts_TND: Sequence[Tensor], cu_seqlens: Tensor, max_seqlen: int, p: float
+) -> Tensor:
+    """Query, key and value [T, N, D] → [T, N, D]."""
+    lengths = (cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, p)
+    device, dtype = parts_TND[0].device, parts_TND[0].dtype
+    half = dtype in (torch.float16, torch.bfloat16)
+    if half and torch.cuda.get_device_capability(device) >= FLASH_FROM:
+        mixed, *_ = torch.ops.aten._flash_attention_forward(*parts_TND, *lengths, False, False)
+        return cast(Tensor, mixed)
+    batched = (part[None] for part in parts_TND)
+    mixed, *_ = torch.ops.aten._efficient_attention_forward(*batched, None, *lengths, 0, True)
+    return cast(Tensor, mixed[0])
 
 
 class SelfAttention(nn.Module):
@@ -122,7 +150,8 @@ class SelfAttention(nn.Module):
         """
         qkv = self.qkv(hidden_TH)  # [T, 3H]
         p = 0.0 if key_2 is None else self.dropout
-        kernel = resolve_attention(self.kernels, hidden_TH.device)
+        full = len(hidden_TH) == (cu_seqlens.numel() - 1) * max_seqlen
+        kernel = resolve_attention(self.kernels, hidden_TH.device, full)
         if kernel is Attention.blocked:
             starts = cu_seqlens.tolist()
             mixed = blocked_attention(qkv, starts, self.num_heads, p, key_2, self.pieces)

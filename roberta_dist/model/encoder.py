@@ -19,7 +19,7 @@ from roberta_dist.config.model import Attention, KernelsConfig, ModelConfig
 from roberta_dist.model.attention import padding_plan
 from roberta_dist.model.dropout import draw_keys
 from roberta_dist.model.heads import MaskedLanguageHead, NextSentenceHead
-from roberta_dist.model.kernels import choose_pieces, resolve_attention
+from roberta_dist.model.kernels import choose_pieces, resolve_attention, resolve_cross_entropy
 from roberta_dist.model.layers import DROPOUTS, Layer, NormDropout, Positions, Vocabulary
 from roberta_dist.model.loss import pair_sums
 
@@ -60,9 +60,9 @@ class RobertaForPretraining(nn.Module):
         self.config = config
         self.kernels = kernels
         self.vocab_size = vocab_size
-        self.vocabulary = Vocabulary(config, vocab_size, kernels.cross_entropy)
-        self.positions = Positions(config)
         pieces = choose_pieces(kernels, config)
+        self.vocabulary = Vocabulary(config, vocab_size, resolve_cross_entropy(kernels), pieces)
+        self.positions = Positions(config)
         self.embedding_norm = NormDropout(config, pieces)
         self.layers = nn.ModuleList(
             Layer(config, kernels, pieces) for _ in range(config.num_layers)
@@ -129,8 +129,12 @@ class RobertaForPretraining(nn.Module):
     ) -> Tensor:
         """Final hidden states [T, H]."""
         slot_T, key_mask_R11L = None, None
-        if resolve_attention(self.kernels, tokens_T.device) is Attention.sdpa:
+        full = tokens_T.numel() == (cu_seqlens.numel() - 1) * max_seqlen
+        attention = resolve_attention(self.kernels, tokens_T.device, full)
+        if attention is Attention.sdpa:
             slot_T, key_mask_R11L = padding_plan(cu_seqlens, tokens_T.numel(), max_seqlen)
+        elif attention is Attention.varlen and cu_seqlens.device.type != "cuda":
+            cu_seqlens = cu_seqlens.long()  # jagged tensors are alike if this very tensor is
         first_key_2: Tensor | None = None
         keys_S32: Sequence[Tensor | None] = [None] * len(self.layers)
         if self.training:

@@ -3,13 +3,16 @@
 Compiled, each becomes one kernel forward and one backward; as plain torch they are the reference the
 compiled ones are held to. Only tensors go in and out, and every size is dynamic, so there is one
 compilation for all layers, rows and masked counts, none after the first step, and no module hook of
-ZeRO-3 inside a compiled graph.
+ZeRO-3 inside a compiled graph. (On a CPU torch adds up more than 4,096 numbers by another code: the first
+batch beyond as many tokens is compiled for, once.)
 
-T tokens · H width · Q queries of any heads and rows · K keys of a row
+T tokens · H width · Q queries of any heads and rows · K keys of a row · C predicted tokens ·
+V vocabulary, padded
 """
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -19,6 +22,7 @@ from functools import cache
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._triton import has_triton
 
 from roberta_dist.model.dropout import dropout, kept
 
@@ -110,6 +114,58 @@ def attention_weights_backward(
     return (probability_QK * factor_QK).to(dtype), grad_scores_QK.to(dtype)
 
 
+def cross_entropy(
+    logits_CV: Tensor, labels_C: Tensor, vocab_size: int, differentiate: bool
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy over the first `vocab_size` entries, and what its sum's gradient is.
+
+    Args:
+        logits_CV: any floating type; may be overwritten.
+        labels_C: int64.
+        vocab_size: entries of the tokenizer.
+        differentiate: whether the gradient is wanted.
+
+    Returns:
+        fp32 [C, 1], and softmax − one-hot, [C, V] in the type of the logits, 0 beyond `vocab_size`;
+        something else in its place if it is not wanted.
+    """
+    columns_V = torch.arange(logits_CV.shape[1], dtype=torch.int32, device=logits_CV.device)
+    labels_C1 = labels_C[:, None]
+    scores_CV = torch.where(columns_V < vocab_size, logits_CV.float(), -math.inf)
+    top_C1 = scores_CV.amax(1, keepdim=True)
+    log_z_C1 = top_C1 + (scores_CV - top_C1).exp().sum(1, keepdim=True).log()
+    own_C1 = logits_CV.gather(1, labels_C1).float() - log_z_C1
+    if not differentiate:
+        return -own_C1, labels_C
+    # p − 1 in fp32: rounded before, a p near 1 would leave nothing.
+    softmax_CV = (scores_CV - log_z_C1).exp()
+    gradient_CV = torch.where(columns_V == labels_C1, own_C1.expm1(), softmax_CV)
+    return -own_C1, gradient_CV.to(logits_CV.dtype)
+
+
+WIDE_ROWS = 128
+"""Rows of logits in fp32 at a time where nothing is compiled: 128 × 50,304 × 4 bytes = 25 MiB."""
+
+
+def cross_entropy_by_rows(
+    logits_CV: Tensor, labels_C: Tensor, vocab_size: int, differentiate: bool
+) -> tuple[Tensor, Tensor]:
+    """The same with few passes over memory one by one: some rows at a time, in place."""
+    losses = []
+    for start in range(0, len(labels_C), WIDE_ROWS):
+        rows = slice(start, start + WIDE_ROWS)
+        logits, labels_C1 = logits_CV[rows], labels_C[rows, None]
+        scores = logits[:, :vocab_size].float()
+        log_z_C1 = scores.logsumexp(1, keepdim=True)
+        own_C1 = scores.gather(1, labels_C1) - log_z_C1
+        losses.append(-own_C1)
+        if differentiate:
+            logits[:, :vocab_size] = (scores - log_z_C1).exp_()
+            logits[:, vocab_size:] = 0.0
+            logits.scatter_(1, labels_C1, own_C1.expm1().to(logits.dtype))
+    return torch.cat(losses) if losses else logits_CV.new_zeros(0, 1), logits_CV
+
+
 @dataclass(frozen=True)
 class Pieces:
     """The functions above, as they are or compiled."""
@@ -119,12 +175,13 @@ class Pieces:
     bias_gelu: Callable[..., Tensor] = bias_gelu
     attention_weights: Callable[..., tuple[Tensor, Tensor]] = attention_weights
     attention_weights_backward: Callable[..., tuple[Tensor, Tensor]] = attention_weights_backward
+    cross_entropy: Callable[..., tuple[Tensor, Tensor]] = cross_entropy_by_rows
 
 
 def can_compile() -> bool:
     """Whether torch.compile finds what it needs: Triton for a GPU, else a C++ compiler."""
     if torch.cuda.is_available():
-        return bool(torch.utils._triton.has_triton())
+        return has_triton()
     return any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++")))
 
 
@@ -140,6 +197,6 @@ def compiled_pieces() -> Pieces:
     return Pieces(
         **{
             name: torch.compile(piece, fullgraph=True, dynamic=True)
-            for name, piece in vars(Pieces()).items()
+            for name, piece in vars(Pieces(cross_entropy=cross_entropy)).items()
         }
     )

@@ -11,7 +11,13 @@ from pathlib import Path
 
 import torch
 
-from roberta_dist.config.model import Attention, Fusion, KernelsConfig, ModelConfig
+from roberta_dist.config.model import (
+    Attention,
+    CrossEntropy,
+    Fusion,
+    KernelsConfig,
+    ModelConfig,
+)
 from roberta_dist.errors import ConfigError
 from roberta_dist.model.fused import Pieces, can_compile, compiled_pieces
 from roberta_dist.runtime.versions import installed_version
@@ -71,14 +77,21 @@ def available_kernels() -> dict[str, str]:
     }
 
 
-def resolve_attention(kernels: KernelsConfig, device: torch.device) -> Attention:
-    """The kernel that `kernels.attention` stands for on this device.
+def resolve_attention(kernels: KernelsConfig, device: torch.device, full: bool) -> Attention:
+    """The kernel that `kernels.attention` stands for.
+
+    Args:
+        kernels: what is asked for.
+        device: of the batch.
+        full: all rows of the batch are of one length.
 
     Raises:
         ConfigError: a kernel that is only for CPUs on another device.
     """
     on_cpu = device.type == "cpu"
     if kernels.attention is Attention.auto:
+        if device.type == "cuda" and not full:
+            return Attention.varlen
         return Attention.blocked if on_cpu else Attention.sdpa
     if kernels.attention is Attention.blocked and device.type == "cuda":
         raise ConfigError(
@@ -86,6 +99,27 @@ def resolve_attention(kernels: KernelsConfig, device: torch.device) -> Attention
             "use kernels.attention=auto, sdpa or varlen",
         )
     return kernels.attention
+
+
+def has_linear_cross_entropy() -> bool:
+    """Whether torch brings a linear layer and cross-entropy in one (2.13 and later)."""
+    return hasattr(torch.nn.functional, "linear_cross_entropy")
+
+
+def resolve_cross_entropy(kernels: KernelsConfig) -> CrossEntropy:
+    """The kernel that `kernels.cross_entropy` stands for.
+
+    Raises:
+        ConfigError: torch's is asked for, and this torch has none.
+    """
+    if kernels.cross_entropy is not CrossEntropy.torch:
+        return CrossEntropy.chunked
+    if not has_linear_cross_entropy():
+        raise ConfigError(
+            f"kernels.cross_entropy=torch: torch {torch.__version__} has no linear_cross_entropy",
+            "install torch >= 2.13, or use kernels.cross_entropy=auto",
+        )
+    return CrossEntropy.torch
 
 
 WORTH_COMPILING = 256
@@ -111,7 +145,10 @@ def fuses(kernels: KernelsConfig, model: ModelConfig) -> bool:
 def describe_choice(kernels: KernelsConfig, model: ModelConfig, device: torch.device) -> str:
     """What `kernels` stands for here, in a few words."""
     fusion = Fusion.compiled if fuses(kernels, model) else Fusion.eager
-    return f"attention {resolve_attention(kernels, device).value}, fusion {fusion.value}"
+    attention = dict.fromkeys(
+        resolve_attention(kernels, device, full).value for full in (True, False)
+    )
+    return f"attention {' or '.join(attention)}, fusion {fusion.value}"
 
 
 def choose_pieces(kernels: KernelsConfig, model: ModelConfig) -> Pieces:

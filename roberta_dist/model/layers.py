@@ -32,9 +32,12 @@ class Vocabulary(nn.Module):
     called.
     """
 
-    def __init__(self, config: ModelConfig, vocab_size: int, cross_entropy: CrossEntropy) -> None:
+    def __init__(
+        self, config: ModelConfig, vocab_size: int, cross_entropy: CrossEntropy, pieces: Pieces
+    ) -> None:
         super().__init__()
         rows = padded_vocabulary(vocab_size)
+        self.pieces = pieces
         self.vocab_size = vocab_size
         self.cross_entropy = cross_entropy
         self.weight = nn.Parameter(torch.empty(rows, config.hidden_size))
@@ -46,9 +49,9 @@ class Vocabulary(nn.Module):
         """Token ids [T] → [T, H]; with `decode`, features [M, H] → logits [M, V], or with `labels_M`
         straight to Σ cross-entropy, a scalar."""
         if labels_M is not None:
-            return linear_cross_entropy_sum(
-                inputs, self.weight, self.bias, labels_M, self.vocab_size, self.cross_entropy
-            )
+            labels = (labels_M, self.vocab_size)
+            how = (self.cross_entropy, self.pieces)
+            return linear_cross_entropy_sum(inputs, self.weight, self.bias, *labels, *how)
         if decode:
             return F.linear(inputs, self.weight, self.bias)
         return F.embedding(inputs, self.weight, padding_idx=PAD_ROW)

@@ -12,38 +12,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from roberta_dist.config.model import CrossEntropy
+from roberta_dist.model.fused import Pieces, cross_entropy_by_rows
 
-WIDE_ROWS = 128
-"""Rows of logits in fp32 at a time: 128 × 50,304 × 4 bytes = 25 MiB."""
-
-
-CHUNK_BYTES = 64 << 20
-"""Logits that may always be held."""
+CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 1 << 30}
+"""Logits that may always be held, by type of device; on others as on a CPU. On a GPU, whose products
+and kernels want many rows, those of 10,000 tokens."""
 
 
 def rows_at_once(weight_VH: Tensor) -> int:
     """Rows whose logits are held together: no more bytes than the table, or CHUNK_BYTES."""
     entries, width = weight_VH.shape
-    return max(width, CHUNK_BYTES // (entries * weight_VH.element_size()))
-
-
-def _cross_entropy(
-    logits_CV: Tensor, labels_C: Tensor, vocab_size: int, differentiate: bool
-) -> Tensor:
-    """Σ cross-entropy, fp32; if asked for, its gradient softmax − one-hot in place of the logits."""
-    total = logits_CV.new_zeros((), dtype=torch.float32)
-    for start in range(0, len(labels_C), WIDE_ROWS):
-        rows = slice(start, start + WIDE_ROWS)
-        scores, labels_C1 = logits_CV[rows, :vocab_size].float(), labels_C[rows, None]
-        log_z_C1 = scores.logsumexp(1, keepdim=True)
-        total += (log_z_C1 - scores.gather(1, labels_C1)).sum()
-        if differentiate:
-            softmax = (scores - log_z_C1).exp_()
-            softmax.scatter_add_(1, labels_C1, softmax.new_full(labels_C1.shape, -1.0))
-            logits_CV[rows, :vocab_size] = softmax
-    if differentiate:
-        logits_CV[:, vocab_size:] = 0.0
-    return total
+    least = CHUNK_BYTES.get(weight_VH.device.type, CHUNK_BYTES["cpu"])
+    return max(width, least // (entries * weight_VH.element_size()))
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -61,6 +41,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         bias_V: Tensor,
         labels_M: Tensor,
         vocab_size: int,
+        pieces: Pieces,
         differentiate: bool,
     ) -> Tensor:
         rows, most = len(features_MH), rows_at_once(weight_VH)
@@ -75,13 +56,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, max(rows, 1), most):
             chunk = slice(start, start + most)
             logits_CV = F.linear(features_MH[chunk], weight_VH, bias_V)
-            total += _cross_entropy(logits_CV, labels_M[chunk], vocab_size, differentiate)
+            # For a single row torch.compile would make a graph of its own.
+            score = pieces.cross_entropy if len(logits_CV) > 1 else cross_entropy_by_rows
+            losses, grad_CV = score(logits_CV, labels_M[chunk], vocab_size, differentiate)
+            total += losses.sum()
             if kept:
-                torch.mm(logits_CV, weight_VH, out=kept[0][chunk])
-                kept[1].add_(logits_CV.t() @ features_MH[chunk])
-                kept[2].add_(logits_CV.sum(0, dtype=torch.float32))
+                torch.mm(grad_CV, weight_VH, out=kept[0][chunk])
+                kept[1].add_(grad_CV.t() @ features_MH[chunk])
+                kept[2].add_(grad_CV.sum(0, dtype=torch.float32))
         ctx.chunked = bool(kept)
-        ctx.save_for_backward(*(kept or (features_MH, logits_CV)), weight_VH)
+        ctx.save_for_backward(*(kept or (features_MH, grad_CV)), weight_VH)
         return total
 
     @staticmethod
@@ -90,13 +74,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         *kept, weight_VH = ctx.saved_tensors
         if ctx.chunked:
             own = [(part * grad).to(weight_VH.dtype) for part in kept]
-            return own[0], own[1], own[2], None, None, None
+            return own[0], own[1], own[2], None, None, None, None
         features_MH, grad_MV = kept
         scaled_MH = (features_MH * grad).to(features_MH.dtype)
         grad_bias = grad_MV.sum(0, dtype=torch.float32) * grad
         grad_features = (grad_MV @ weight_VH) * grad.to(weight_VH.dtype)
         grad_weight = grad_MV.t() @ scaled_MH
-        return grad_features, grad_weight, grad_bias.to(weight_VH.dtype), None, None, None
+        return grad_features, grad_weight, grad_bias.to(weight_VH.dtype), None, None, None, None
 
 
 def linear_cross_entropy_sum(
@@ -105,7 +89,8 @@ def linear_cross_entropy_sum(
     bias_V: Tensor,
     labels_M: Tensor,
     vocab_size: int,
-    kernel: CrossEntropy = CrossEntropy.auto,
+    kernel: CrossEntropy,
+    pieces: Pieces,
 ) -> Tensor:
     """Σ over M of −log softmax((features · weightᵀ + bias)[:vocab_size])[label].
 
@@ -116,6 +101,7 @@ def linear_cross_entropy_sum(
         labels_M: int64, in [0, vocab_size).
         vocab_size: entries of the tokenizer.
         kernel: `kernels.cross_entropy`.
+        pieces: compiled or not.
 
     Returns:
         an fp32 scalar; 0, with zero gradients, when M is 0.
@@ -133,7 +119,7 @@ def linear_cross_entropy_sum(
     # Inside a Function gradients look needed even where no one asked for them.
     differentiate = torch.is_grad_enabled()
     loss: Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        features_MH, weight_VH, bias_V, labels_M, vocab_size, differentiate
+        features_MH, weight_VH, bias_V, labels_M, vocab_size, pieces, differentiate
     )
     return loss
 

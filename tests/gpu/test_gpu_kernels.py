@@ -5,15 +5,26 @@ from pathlib import Path
 
 import pytest
 import torch
+from flat_batches import flat_batch
 
 from roberta_dist.config.model import Attention, CrossEntropy, Fusion, KernelsConfig
 from roberta_dist.model.dropout import draw_keys
 from roberta_dist.model.encoder import RobertaForPretraining
 from roberta_dist.model.fused import Pieces, compiled_pieces
 from roberta_dist.model.init import init_weights
+from roberta_dist.model.kernels import has_linear_cross_entropy
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "parity"))
-from kernel_reference import BOUND, FORMATS, MODEL, VOCAB, compare, flat_batch, hold_model
+from kernel_reference import (
+    BOUND,
+    FORMATS,
+    MODEL,
+    VOCAB,
+    compare,
+    hold_dropout,
+    hold_model,
+)
+from test_recompilation import WARM_UP, graphs
 
 pytestmark = [
     pytest.mark.gpu,
@@ -21,9 +32,10 @@ pytestmark = [
 ]
 CUDA = torch.device("cuda")
 PLAIN = KernelsConfig(Attention.sdpa, Fusion.eager, CrossEntropy.chunked)
+TORCH_OR_OURS = CrossEntropy.torch if has_linear_cross_entropy() else CrossEntropy.auto
 CHOICES = [
     KernelsConfig(),
-    KernelsConfig(Attention.sdpa, Fusion.compiled, CrossEntropy.torch),
+    KernelsConfig(Attention.sdpa, Fusion.compiled, TORCH_OR_OURS),
     KernelsConfig(Attention.varlen, Fusion.compiled, activation_checkpointing=True),
 ]
 
@@ -41,6 +53,18 @@ def test_the_model_is_the_cpu_s(dtype, form):
     hold_model(PLAIN, CHOICES, FORMATS[form], dtype, CUDA)
 
 
+@pytest.mark.parametrize("dtype", BOUND, ids=str)
+@pytest.mark.parametrize("name", ["sdpa", "varlen"])
+def test_torch_s_dropout_is_unbiased_and_as_asked(name, dtype):
+    hold_dropout(name, 200, dtype, CUDA)
+
+
+def test_nothing_is_compiled_after_the_first_steps():
+    before, after = graphs(50, WARM_UP, True, "cuda")
+    assert after == before
+    assert after["breaks"] == 0
+
+
 def test_fused_dropout_is_the_cpu_s():
     torch.manual_seed(3)
     residual, branch = torch.randn(2, 50, 32)
@@ -56,7 +80,7 @@ def test_no_micro_step_waits_for_the_device():
     module = RobertaForPretraining(MODEL, KernelsConfig(), VOCAB)
     init_weights(module, 1)
     module.to(CUDA, torch.bfloat16).train()
-    batch = flat_batch(FORMATS["full_sentences"], 30)
+    batch = flat_batch(FORMATS["full_sentences"], 30, VOCAB)
     batch = {k: v if isinstance(v, int) else v.to(CUDA) for k, v in batch.items()}
     for mode in ("default", "error"):  # the first time compiles
         torch.cuda.set_sync_debug_mode(mode)

@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 
 import torch
+from flat_batches import flat_batch
 
 from roberta_dist.config.model import ModelConfig
 from roberta_dist.model import blocked_attention as blocked
@@ -98,17 +99,23 @@ def compare(name, lengths, dtype, p=0.0, key=None, device=CPU):
     assert off(grads[0][0], grads[1][0]) < BOUND[dtype]
 
 
-def flat_batch(lengths, masked):
-    generator = torch.Generator().manual_seed(2)
-    tokens = sum(lengths)
-    return {
-        "tokens_T": torch.randint(5, VOCAB, (tokens,), generator=generator),
-        "positions_T": torch.cat([torch.arange(length) for length in lengths]),
-        "cu_seqlens": starts_of(lengths).int(),
-        "max_seqlen": max(lengths),
-        "masked_index_M": torch.randperm(tokens, generator=generator)[:masked],
-        "labels_M": torch.randint(5, VOCAB, (masked,), generator=generator),
-    }
+def hold_dropout(name, draws, dtype=torch.float32, device=CPU):
+    """Values of one make each output Σ weights / (1 − p): its mean is 1, its variance p/(1−p) Σ w²."""
+    lengths, p = FORMATS["doc_sentences"], 0.25
+    torch.manual_seed(2)
+    qkv = torch.randn(sum(lengths), 3 * WIDTH).to(device, dtype)
+    qkv[:, 2 * WIDTH :] = 1.0
+    kept = [run_kernel(name, qkv, lengths, p)[:, ::SIZE].float().cpu() for _ in range(draws)]
+    outputs = torch.stack(kept)
+    assert abs(outputs.mean().item() - 1.0) < 0.01
+    squares = []
+    for start, length in zip(starts_of(lengths).tolist(), lengths, strict=False):
+        own = qkv[start : start + length].float().cpu()
+        own = own.view(length, 3, HEADS, SIZE).permute(1, 2, 0, 3)
+        weights = (own[0] @ own[1].mT / math.sqrt(SIZE)).softmax(-1)
+        squares.append(weights.square().sum(-1).mT)
+    expected = p / (1 - p) * torch.cat(squares)
+    assert abs((outputs.var(0) / expected).mean().item() - 1.0) < 0.05
 
 
 def losses(kernels, lengths, dtype, dropout, device=CPU):
@@ -117,7 +124,7 @@ def losses(kernels, lengths, dtype, dropout, device=CPU):
     module = RobertaForPretraining(model, kernels, VOCAB)
     init_weights(module, 1)
     module.to(device, dtype).train()
-    batch = flat_batch(lengths, max(1, sum(lengths) // 6))
+    batch = flat_batch(lengths, max(1, sum(lengths) // 6), VOCAB)
     torch.manual_seed(5)
     loss = module(**{k: v if isinstance(v, int) else v.to(device) for k, v in batch.items()})
     loss.backward()

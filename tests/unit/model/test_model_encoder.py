@@ -5,14 +5,16 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from flat_batches import flat_batch
 
 from roberta_dist.config.model import CrossEntropy, KernelsConfig, ModelConfig
 from roberta_dist.model import fused, loss
 from roberta_dist.model.attention import padding_plan
 from roberta_dist.model.encoder import RobertaForPretraining, layer_of
+from roberta_dist.model.fused import WIDE_ROWS, Pieces
 from roberta_dist.model.init import init_weights, normal_tensor
 from roberta_dist.model.layers import PAD_ROW
-from roberta_dist.model.loss import WIDE_ROWS, linear_cross_entropy_sum
+from roberta_dist.model.loss import linear_cross_entropy_sum
 
 pytestmark = pytest.mark.unit
 
@@ -27,19 +29,6 @@ def build(checkpointing=False, seed=1):
     return module
 
 
-def flat_batch(lengths, masked):
-    generator = torch.Generator().manual_seed(2)
-    tokens = sum(lengths)
-    return {
-        "tokens_T": torch.randint(5, VOCAB, (tokens,), generator=generator),
-        "positions_T": torch.cat([torch.arange(length) for length in lengths]),
-        "cu_seqlens": torch.tensor([0, *lengths]).cumsum(0).int(),
-        "max_seqlen": max(lengths),
-        "masked_index_M": torch.arange(masked),
-        "labels_M": torch.randint(5, VOCAB, (masked,), generator=generator),
-    }
-
-
 def gradients(module, batch):
     module.zero_grad()
     loss = module(**batch)
@@ -50,7 +39,7 @@ def gradients(module, batch):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("lengths", [(8, 8), (16, 2, 7), (2,)])
 def test_without_labels_the_loss_and_every_gradient_are_zero(lengths, dtype):
-    loss, grads = gradients(build().to(dtype), flat_batch(lengths, masked=0))
+    loss, grads = gradients(build().to(dtype), flat_batch(lengths, 0, VOCAB))
     assert loss.dtype == torch.float32
     assert loss.item() == 0.0
     assert all(grad is not None and not grad.any() for grad in grads.values())
@@ -58,7 +47,7 @@ def test_without_labels_the_loss_and_every_gradient_are_zero(lengths, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_every_parameter_takes_part(dtype):
-    loss, grads = gradients(build().to(dtype), flat_batch((16, 2, 7), masked=5))
+    loss, grads = gradients(build().to(dtype), flat_batch((16, 2, 7), 5, VOCAB))
     assert loss.dtype == torch.float32
     assert loss.isfinite()
     for name, grad in grads.items():
@@ -68,8 +57,8 @@ def test_every_parameter_takes_part(dtype):
 
 def test_a_row_does_not_depend_on_its_neighbours_or_on_padding():
     module = build().eval()
-    alone = flat_batch((7,), masked=0)
-    together = flat_batch((7, 16, 2), masked=0)
+    alone = flat_batch((7,), 0, VOCAB)
+    together = flat_batch((7, 16, 2), 0, VOCAB)
     together["tokens_T"][:7] = alone["tokens_T"]
     for batch in (alone, together):
         batch["masked_index_M"] = torch.arange(7)
@@ -91,7 +80,7 @@ def test_full_rows_are_not_gathered():
 def test_padded_and_full_paths_agree():
     """One short row more makes the others go through the padded grid."""
     module = build().eval()
-    full, padded = flat_batch((9, 9), masked=0), flat_batch((9, 9, 3), masked=0)
+    full, padded = flat_batch((9, 9), 0, VOCAB), flat_batch((9, 9, 3), 0, VOCAB)
     padded["tokens_T"][:18] = full["tokens_T"]
     for batch in (full, padded):
         batch["masked_index_M"] = torch.tensor([0, 5, 17])
@@ -105,7 +94,7 @@ def test_padded_and_full_paths_agree():
 
 @pytest.mark.parametrize("lengths", [(8, 8), (16, 2, 7)])
 def test_activation_checkpointing_gives_the_same_bits(lengths):
-    batch = flat_batch(lengths, masked=6)
+    batch = flat_batch(lengths, 6, VOCAB)
     results = []
     for checkpointing in (False, True):
         torch.manual_seed(5)  # dropout is on
@@ -125,7 +114,7 @@ def test_state_dict_names_are_the_parameter_names():
 def test_dropout_is_where_roberta_has_it(monkeypatch):
     """After the embeddings, the attention output and the feed-forward output; on attention. Each
     with a key of its own."""
-    batch, calls, attention = flat_batch((8, 8), masked=6), [], []
+    batch, calls, attention = flat_batch((8, 8), 6, VOCAB), [], []
 
     def seen(into, function):
         def wrapped(values, key, p):
@@ -148,7 +137,7 @@ def test_dropout_is_where_roberta_has_it(monkeypatch):
 
 @pytest.mark.parametrize("lengths", [(8, 8), (16, 2, 7)])
 def test_attention_has_its_own_dropout(lengths):
-    batch = flat_batch(lengths, masked=6)
+    batch = flat_batch(lengths, 6, VOCAB)
     module = RobertaForPretraining(
         replace(CONFIG, dropout=0.0, attention_dropout=0.5), KernelsConfig(), VOCAB
     )
@@ -212,10 +201,10 @@ def head_inputs(rows, dtype=torch.float32, width=160):
 @pytest.mark.parametrize("kernel", [CrossEntropy.chunked, CrossEntropy.torch])
 @pytest.mark.parametrize("rows", [0, 1, WIDE_ROWS, 160, 161, 2 * 160 + 3])
 def test_cross_entropy_equals_torch_s(monkeypatch, rows, kernel):
-    monkeypatch.setattr(loss, "CHUNK_BYTES", 0)  # chunks of as many rows as it is wide
+    monkeypatch.setitem(loss.CHUNK_BYTES, "cpu", 0)  # chunks of as many rows as it is wide
     features, weight, bias, labels = head_inputs(rows)
     own = (features, weight, bias)
-    total = linear_cross_entropy_sum(*own, labels, VOCAB, kernel)
+    total = linear_cross_entropy_sum(*own, labels, VOCAB, kernel, Pieces())
     found = torch.autograd.grad(total * 0.37, own)
     logits = F.linear(*own)[:, :VOCAB]
     expected = F.cross_entropy(logits, labels, reduction="sum")
@@ -224,16 +213,18 @@ def test_cross_entropy_equals_torch_s(monkeypatch, rows, kernel):
         torch.testing.assert_close(grad, other, rtol=1e-5, atol=1e-5)
     assert not found[1][VOCAB:].any() and not found[2][VOCAB:].any()
     with torch.no_grad():
-        assert linear_cross_entropy_sum(*own, labels, VOCAB, kernel).item() == pytest.approx(
-            expected.item(), rel=1e-6
-        )
+        assert linear_cross_entropy_sum(
+            *own, labels, VOCAB, kernel, Pieces()
+        ).item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 def test_cross_entropy_of_bf16_logits_is_summed_in_fp32():
     features, weight, bias, labels = head_inputs(1000, torch.bfloat16)
     logits = F.linear(features, weight, bias)[:, :VOCAB]
     expected = F.cross_entropy(logits.double(), labels, reduction="sum")
-    total = linear_cross_entropy_sum(features, weight, bias, labels, VOCAB)
+    total = linear_cross_entropy_sum(
+        features, weight, bias, labels, VOCAB, CrossEntropy.auto, Pieces()
+    )
     assert total.dtype == torch.float32
     torch.testing.assert_close(total.double(), expected, rtol=1e-6, atol=0)
 

@@ -5,13 +5,14 @@ import sys
 import pytest
 import torch
 
-from roberta_dist.config.model import Attention, Fusion, KernelsConfig, ModelConfig
+from roberta_dist.config.model import Attention, CrossEntropy, Fusion, KernelsConfig, ModelConfig
 from roberta_dist.errors import ConfigError
 from roberta_dist.model.kernels import (
     available_kernels,
     describe_apex,
     fuses,
     resolve_attention,
+    resolve_cross_entropy,
 )
 
 pytestmark = pytest.mark.unit
@@ -49,12 +50,24 @@ def test_absent_kernels_are_said_to_be_absent(monkeypatch):
 
 def test_auto_resolves_to_what_can_run():
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    assert resolve_attention(KernelsConfig(), cpu) is Attention.blocked
-    assert resolve_attention(KernelsConfig(), gpu) is Attention.sdpa
-    for kernel in (Attention.sdpa, Attention.varlen):
-        assert resolve_attention(KernelsConfig(attention=kernel), gpu) is kernel
-    with pytest.raises(ConfigError, match="for CPUs"):
-        resolve_attention(KernelsConfig(attention=Attention.blocked), gpu)
+    for full in (True, False):
+        assert resolve_attention(KernelsConfig(), cpu, full) is Attention.blocked
+        for kernel in (Attention.sdpa, Attention.varlen):
+            assert resolve_attention(KernelsConfig(attention=kernel), gpu, full) is kernel
+        with pytest.raises(ConfigError, match="for CPUs"):
+            resolve_attention(KernelsConfig(attention=Attention.blocked), gpu, full)
+    assert resolve_attention(KernelsConfig(), gpu, full=True) is Attention.sdpa
+    assert resolve_attention(KernelsConfig(), gpu, full=False) is Attention.varlen
+
+
+def test_torch_s_cross_entropy_needs_a_torch_that_has_it(monkeypatch):
+    asked = KernelsConfig(cross_entropy=CrossEntropy.torch)
+    assert resolve_cross_entropy(KernelsConfig()) is CrossEntropy.chunked
+    monkeypatch.setattr("roberta_dist.model.kernels.has_linear_cross_entropy", lambda: True)
+    assert resolve_cross_entropy(asked) is CrossEntropy.torch
+    monkeypatch.setattr("roberta_dist.model.kernels.has_linear_cross_entropy", lambda: False)
+    with pytest.raises(ConfigError, match="has no linear_cross_entropy"):
+        resolve_cross_entropy(asked)
 
 
 def test_fusion_needs_a_compiler(monkeypatch):

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from flat_batches import flat_batch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -81,22 +82,11 @@ def test_flops_of_the_next_sentence_head_are_torch_s(name):
         assert alone == with_pairs - without > 0
 
 
-def real_batch(lengths, masked):
-    return {
-        "tokens_T": torch.full((sum(lengths),), 5),
-        "positions_T": torch.cat([torch.arange(length) for length in lengths]),
-        "cu_seqlens": torch.tensor([0, *lengths]).cumsum(0).int(),
-        "max_seqlen": max(lengths),
-        "masked_index_M": torch.arange(masked),
-        "labels_M": torch.full((masked,), 6),
-    }
-
-
 def test_padded_rows_cost_what_the_longest_costs():
     model = sizes("tiny")
     module = RobertaForPretraining(model, PADDED, 1000)
     lengths = (100, 30, 2)
-    forward, training = counted(module, real_batch(lengths, 20))
+    forward, training = counted(module, flat_batch(lengths, 20, 1000))
     assert forward_flops(model, 1000, lengths, 20) == pytest.approx(forward, rel=0.01)
     assert training_flops(model, 1000, lengths, 20) == pytest.approx(training, rel=0.01)
     spared = forward_flops(model, 1000, lengths, 20) - forward_flops(
@@ -111,7 +101,7 @@ def test_rows_without_padding_cost_their_own_length(name, layers):
     model = replace(sizes(name), num_layers=layers)
     module = RobertaForPretraining(model, VARLEN, VOCAB)
     lengths, masked = (100, 30, 2), 20
-    forward, training = counted(module, real_batch(lengths, masked))
+    forward, training = counted(module, flat_batch(lengths, masked, VOCAB))
     again = 2 * layers * model.hidden_size * sum(length**2 for length in lengths)
     assert forward_flops(model, VOCAB, lengths, masked, padded=False) == forward
     assert training_flops(model, VOCAB, lengths, masked, padded=False) == training - again
