@@ -19,7 +19,8 @@ All have the same sizes (conf/model), vocabulary and dropout, and see the same m
 tokens in full rows, masked once by our own masking (`stream/masking.py`, 15 % of the tokens, 80/10/10)
 and not by transformers' collator; what is predicted is `labels` for theirs, -100 elsewhere. A step is
 forward, mean loss over the masked tokens, backward, update, and clearing of gradients. The gradient's
-norm (our guard, Trainer's clipping) is in neither. `bf16`, the default on a GPU, is a bf16 model
+norm (our guard, Trainer's clipping) is in neither. On a GPU a turn is five steps after one that is not
+counted, so that the host runs ahead as it does in training. `bf16`, the default on a GPU, is a bf16 model
 updated through fp32 master weights in ours, as under ZeRO, torch.autocast in theirs, as in Trainer,
 and bf16 buffers in the ceiling; DeepSpeed is not in it.
 
@@ -51,9 +52,9 @@ WARM_UP = 2
 """Turns that compile, allocate and fill caches."""
 BATCH_TOKENS = {
     "cpu": {"tiny": 4096, "mini": 4096, "base": 2048, "large": 2048},
-    "cuda": {"tiny": 16384, "mini": 16384, "base": 16384, "large": 8192},
+    "cuda": {"tiny": 65536, "mini": 65536, "base": 65536, "large": 32768},
 }
-"""Tokens of a batch without --rows: all arms fit a CPU of 24 GiB and a GPU of 80 together."""
+"""Tokens of a batch without --rows: all arms fit a CPU of 24 GiB together, each fits a GPU of 80."""
 DATASHEET_BF16 = {
     "H100 PCIe": 756.5e12,
     "H100 NVL": 835.5e12,

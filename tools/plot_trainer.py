@@ -64,6 +64,9 @@ def _draw_losses(by_step: Any, by_time: Any, result: dict[str, Any]) -> None:
 def _draw_between(axes: Any, result: dict[str, Any]) -> None:
     edges = np.linspace(0, len(result["ours"][0]), len(result["spreads"]) + 1)
     axes.stairs(result["spreads"], edges, fill=True, color="#cccccc", label="range of seeds")
+    axes.axhline(
+        result["noise"], color="#777777", linewidth=1, linestyle="--", label="their median"
+    )
     axes.stairs(result["differences"], edges, color=TRAINING, linewidth=1.5, label="between means")
     axes.set(title="nats apart, means of 50 steps", xlabel="step")
     axes.set_ylim(0, 1.4 * max(*result["spreads"], *result["differences"], 1e-3))

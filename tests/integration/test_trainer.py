@@ -84,7 +84,7 @@ def test_a_run_that_trainer_would_train_otherwise_is_refused(tools_path, overrid
 
 
 @pytest.mark.unit
-def test_curves_overlap_within_the_smaller_range_of_seeds(tools_path):
+def test_curves_overlap_within_the_pooled_range_of_seeds(tools_path):
     from compare_trainer import compare
 
     seeds = np.array([[0.0], [0.2], [0.1]])
@@ -92,11 +92,17 @@ def test_curves_overlap_within_the_smaller_range_of_seeds(tools_path):
     near = compare(ours, 5.15 + 4 * (seeds - 0.1) + np.zeros((3, 100)))
     assert near["spread"] == pytest.approx(0.2) and near["difference"] == pytest.approx(0.05)
     assert near["overlap"] and len(near["spreads"]) == 2
+    assert near["noise"] == pytest.approx(0.2)
+    ours_lucky = ours.copy()
+    ours_lucky[:, :50] = ours_lucky[:, :50].mean(axis=0)  # three seeds that happen to agree
+    lucky = compare(ours_lucky, ours + 0.05)
+    assert lucky["spreads"] == pytest.approx([0.0, 0.2])
+    assert lucky["noise"] == pytest.approx(0.1) and lucky["overlap"]
     far = ours + 0.15
     far[:, :50] += 0.1  # apart in the middle of the run, not at its end
     apart = compare(ours, far)
     assert apart["difference"] == pytest.approx(0.15) and not apart["overlap"]
-    assert apart["differences"][0] == pytest.approx(0.25)
+    assert apart["differences"][0] == pytest.approx(0.25) == apart["largest_difference"]
 
 
 @pytest.mark.unit

@@ -46,12 +46,9 @@ def loop_cost(work: Path) -> tuple[float, float]:
         Data wait over step time of the quickstart on two ranks, the median after a warm-up, and the
         share of the mini model's steps on one rank that is neither model nor update.
     """
-    corpus = work / "corpus"
-    if not (corpus / "train" / "manifest.json").is_file():
-        _command(
-            "prepare", "corpus=quickstart", "tokenizer.vocab_size=8192", "tokenizer.train_mib=16",
-            f"output={corpus}", "progress=false",
-        )  # fmt: skip
+    from compare_trainer import prepared
+
+    corpus = prepared(work)
     _command(
         "launch", "experiment=quickstart", f"data.path={corpus}", f"run_dir={work / 'quickstart'}",
         "cluster.workers_per_node=2", f"schedule.max_steps={STEPS}", "schedule.warmup_steps=10",
