@@ -81,6 +81,12 @@ class NonFiniteError(RobertaDistError):
     exit_code = 4
 
 
+class DesyncError(RobertaDistError):
+    """Ranks that should hold equal weights do not."""
+
+    exit_code = 4
+
+
 class HangError(RobertaDistError):
     """No progress within the stated time."""
 

@@ -24,6 +24,12 @@ INDEX = "index.json"
 TRAIN_STATE = "train_state.json"
 CONFIG = "config.yaml"
 SHARDS = "shards"
+TEMPORARY = ".tmp_"
+"""Before the name of a checkpoint that is being written."""
+REPLACED = ".replaced_"
+"""Before the name of one whose place another takes."""
+DAMAGED = "damaged_"
+"""Before the name of one that a start found damaged and left for a person to look at."""
 
 
 @dataclass(frozen=True)
@@ -53,4 +59,4 @@ def step_folder(checkpoints: Path, step: int) -> Path:
 
 def temporary_folder(checkpoints: Path, step: int) -> Path:
     """Where a step is written before it is renamed."""
-    return checkpoints / f".tmp_step_{step:08d}"
+    return checkpoints / f"{TEMPORARY}step_{step:08d}"

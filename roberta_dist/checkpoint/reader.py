@@ -56,12 +56,17 @@ class Checkpoint:
         return self.folder / CONFIG
 
 
-def complete_steps(checkpoints: Path) -> list[int]:
-    """Steps with a completion marker, ascending."""
+def step_folders(checkpoints: Path) -> list[Path]:
+    """Folders that have a checkpoint's name, by step, whether they are whole or not."""
     if not checkpoints.is_dir():
         return []
-    found = ((_STEP.fullmatch(path.name), path) for path in checkpoints.iterdir())
-    return sorted(int(m[1]) for m, path in found if m and (path / COMPLETE).is_file())
+    return sorted(path for path in checkpoints.iterdir() if _STEP.fullmatch(path.name))
+
+
+def complete_steps(checkpoints: Path) -> list[int]:
+    """Steps with a completion marker, ascending."""
+    whole = (path for path in step_folders(checkpoints) if (path / COMPLETE).is_file())
+    return [int(path.name.removeprefix("step_")) for path in whole]
 
 
 def latest_checkpoint(run_dir: Path) -> Path | None:
@@ -95,6 +100,21 @@ def _read_json(path: Path) -> Any:
         raise DataFault(f"{path}: cannot be read ({error})", "use an earlier checkpoint") from error
 
 
+def _recorded(folder: Path) -> dict[str, tuple[int, str]]:
+    """What the marker says: file name → bytes, sha256."""
+    path = folder / COMPLETE
+    if not path.is_file():
+        raise DataFault(f"{folder}: has no {COMPLETE} marker", "use an earlier checkpoint")
+    marker = _read_json(path)
+    try:
+        files = marker["files"].items()
+        return {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DataFault(
+            f"{path}: is no marker ({error!r} is amiss)", "use an earlier checkpoint"
+        ) from error
+
+
 def verify(folder: Path, files: Iterable[str] | None = None) -> None:
     """Compare files with the marker's sizes and sha256.
 
@@ -103,20 +123,20 @@ def verify(folder: Path, files: Iterable[str] | None = None) -> None:
         files: relative names to check; all of them by default.
 
     Raises:
-        DataFault: a file is missing, has another size or other bytes, or a name leaves the folder.
+        DataFault: a file, or the marker, is missing, has another size or other bytes, or a name leaves
+            the folder.
     """
-    recorded = _read_json(folder / COMPLETE)["files"]
+    recorded = _recorded(folder)
     for name in sorted(recorded) if files is None else files:
-        path = folder / name
+        path, (size, sha256) = folder / name, recorded[name]
         if Path(name).is_absolute() or ".." in Path(name).parts or path.is_symlink():
             raise DataFault(f"{folder / COMPLETE}: names {name}, outside the checkpoint")
-        if not path.is_file() or path.stat().st_size != recorded[name]["bytes"]:
-            size = path.stat().st_size if path.is_file() else "missing"
+        found = path.stat().st_size if path.is_file() else "missing"
+        if found != size:
             raise DataFault(
-                f"{path}: {size}, {COMPLETE} says {recorded[name]['bytes']} bytes",
-                "use an earlier checkpoint",
+                f"{path}: {found}, {COMPLETE} says {size} bytes", "use an earlier checkpoint"
             )
-        if file_sha256(path) != recorded[name]["sha256"]:
+        if file_sha256(path) != sha256:
             raise DataFault(
                 f"{path}: sha256 differs from {COMPLETE}'s", "use an earlier checkpoint"
             )
@@ -124,7 +144,7 @@ def verify(folder: Path, files: Iterable[str] | None = None) -> None:
 
 def recorded_files(folder: Path) -> list[str]:
     """Names in the marker, sorted."""
-    return sorted(_read_json(folder / COMPLETE)["files"])
+    return sorted(_recorded(folder))
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:

@@ -9,6 +9,7 @@ from roberta_dist.config.cluster import ClusterConfig
 from roberta_dist.config.corpus import CorpusConfig, TokenizerConfig
 from roberta_dist.config.data import DataConfig, MaskingConfig
 from roberta_dist.config.fields import free, group, require
+from roberta_dist.config.guard import GuardConfig
 from roberta_dist.config.model import KernelsConfig, ModelConfig
 from roberta_dist.config.optim import OptimConfig, ScheduleConfig
 from roberta_dist.config.prepare import PrepareTaskConfig
@@ -35,6 +36,11 @@ class PretrainConfig:
 
     run_dir: str = free("runs/default")
     """Run folder; starting in an existing one resumes it."""
+    init: str | None = free(None)
+    """Warm start: a checkpoint (…/step_00001000) or a run folder (its newest) whose weights a new run
+    begins with; of no effect once the run has a checkpoint of its own."""
+    init_optimizer: bool = free(False)
+    """Take the optimizer's moments and its count of updates from there too."""
     data: DataConfig = group(DataConfig)
     masking: MaskingConfig = group(MaskingConfig)
     model: ModelConfig = group(ModelConfig)
@@ -46,6 +52,7 @@ class PretrainConfig:
     checkpoint: CheckpointConfig = group(CheckpointConfig)
     evaluate: EvaluateConfig = group(EvaluateConfig)
     track: TrackConfig = group(TrackConfig)
+    guard: GuardConfig = group(GuardConfig)
     cluster: ClusterConfig = group(ClusterConfig)
 
     def __post_init__(self) -> None:

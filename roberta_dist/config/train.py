@@ -28,6 +28,8 @@ class TrainConfig:
     """On a GPU: deterministic kernels only (slower). A CPU run always is."""
     skip_budget: int = free(0)
     """Batches with a non-finite loss or gradient that may be skipped before the run stops."""
+    skip_steps: list[int] = free([])
+    """Steps, as in metrics.jsonl, whose batch is passed over: read, not trained on, counted as skipped."""
     early_stop_patience: int = free(0)
     """Stop after this many evaluations without a better held-out loss; 0 is off."""
     extend: bool = free(False)
@@ -36,6 +38,9 @@ class TrainConfig:
     """One forward, backward, step, save, load and export at full size, then exit."""
     timeout_s: int = free(1800)
     """Seconds a collective may wait for a rank before the run is ended."""
+    hang_timeout_s: int = free(900)
+    """Seconds without a step (or a held-out batch, or an end of a save) after which a rank writes the
+    stacks of its threads into its log folder and ends, exit code 5; 0 is off."""
     profile: list[int] = free([])
     """First step that rank 0 traces into RUN/profile, counted as in metrics.jsonl, and the one after
     the last: `[10,13]` are 10, 11 and 12. The traced steps are slower; empty is off."""
@@ -47,7 +52,12 @@ class TrainConfig:
         for key in ("global_batch_size", "timeout_s"):
             value = vars(self)[key]
             require(value > 0, f"train.{key}", value, "must be positive")
-        for key in ("skip_budget", "early_stop_patience", "memory_budget_mib"):
+        for key in (
+            "skip_budget",
+            "early_stop_patience",
+            "memory_budget_mib",
+            "hang_timeout_s",
+        ):
             value = vars(self)[key]
             require(value >= 0, f"train.{key}", value, "must be ≥ 0")
         size = self.micro_batch_size
@@ -58,6 +68,8 @@ class TrainConfig:
             f"must be a positive whole number, or {AUTO}",
         )
 
+        steps = self.skip_steps
+        require(all(step > 0 for step in steps), "train.skip_steps", steps, "must be ≥ 1")
         self._check_profile()
 
     def _check_profile(self) -> None:
@@ -156,6 +168,13 @@ class CheckpointConfig:
 
     every_steps: int = free(1000)
     """Save every so many steps, and at the end."""
+    every_minutes: float = free(0.0)
+    """Save also when so many minutes have passed since the last save began; 0 is off."""
+    asynchronous: bool = free(True)
+    """Write beside the steps, which wait only for the copy into host memory."""
+    strict: bool = free(False)
+    """Stop at the start if the newest checkpoint is damaged; else the one before it is taken, and the
+    damaged one is named and set aside."""
     keep_last: int = free(2)
     """Newest checkpoints kept."""
     keep_every: int = free(0)
@@ -167,3 +186,5 @@ class CheckpointConfig:
         require(self.every_steps > 0, "checkpoint.every_steps", self.every_steps, "must be ≥ 1")
         require(self.keep_last > 0, "checkpoint.keep_last", self.keep_last, "must be ≥ 1")
         require(self.keep_every >= 0, "checkpoint.keep_every", self.keep_every, "must be ≥ 0")
+        minutes = self.every_minutes
+        require(minutes >= 0, "checkpoint.every_minutes", minutes, "must be ≥ 0 (0 is off)")

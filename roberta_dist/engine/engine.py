@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,17 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from roberta_dist.checkpoint.format import step_folder
 from roberta_dist.checkpoint.reader import Checkpoint
 from roberta_dist.config.roots import PretrainConfig
 from roberta_dist.config.train import AUTO, Precision
 from roberta_dist.engine.discard import discard_gradient, without_trace
 from roberta_dist.engine.guards import is_finite
 from roberta_dist.engine.layout import gradient_parts, zero_stage
+from roberta_dist.engine.ranks import Ranks
 from roberta_dist.engine.result import Counts, StepResult
-from roberta_dist.engine.save import ensure_optimizer_state, load_checkpoint, save_checkpoint
+from roberta_dist.engine.save import ensure_optimizer_state, load_checkpoint
+from roberta_dist.engine.saver import Saver
 from roberta_dist.engine.setup import initialize
 from roberta_dist.engine.telemetry import LayerWatch
 from roberta_dist.optim.lamb import Lamb
@@ -67,6 +70,7 @@ class TrainEngine:
         self.fp16 = config.engine.precision is Precision.fp16
         lamb = optimizer if isinstance(optimizer, Lamb) else None
         self.prenormalized = lamb if config.optim.prenormalize else None
+        self._nan_rows = frozenset(config.guard.inject_nan_rows)
         self._upload = Upload(device)
         # torch.manual_seed notes a stack trace for each accelerator that is not there: 1 ms.
         self._dropout: Any = torch.default_generator if device.type == "cpu" else torch
@@ -75,6 +79,8 @@ class TrainEngine:
         self.engine = initialize(model, optimizer, config, micro_steps, device)
         ensure_optimizer_state(self.engine, 0)
         self.layer_watch = LayerWatch(self.engine, optimizer, config.optim, device)
+        self.saver = Saver(self.engine, world, device)
+        self.ranks = Ranks(self.engine, device, config.guard.slow_rank_every > 0)
 
     def train_step(
         self,
@@ -83,10 +89,11 @@ class TrainEngine:
         lr: float,
         loss_scale: float = 1.0,
         watched_update: int = 0,
+        accept: Callable[[float], bool] = lambda loss: True,
     ) -> StepResult:
         """Forward, backward and update for one global batch.
 
-        The update is not applied when nothing was labelled or a number is not finite.
+        The update is not applied when nothing was labelled, a number is not finite, or `accept` says no.
 
         Args:
             batches: this rank's micro-batches; every rank has the same number of them.
@@ -94,6 +101,7 @@ class TrainEngine:
             lr: of the update.
             loss_scale: of fp16; 1 otherwise.
             watched_update: number of this update, from 1, if its layers are to be measured.
+            accept: told the loss, if it is finite; says the same on every rank.
         """
         if self.fp16:
             self.engine.optimizer.loss_scaler.cur_scale = loss_scale
@@ -110,7 +118,9 @@ class TrainEngine:
             grad_norm = scaled_norm / loss_scale
         loss_sum, nsp_sum, correct = (*sums.reshape(-1).tolist(), 0.0, 0.0)[:3]
         computed = time.perf_counter()
+        loss = loss_sum / counts.masked if counts.masked else math.nan
         applied = labelled and is_finite(loss_sum, nsp_sum, grad_norm)
+        applied = applied and (not counts.masked or accept(loss))
         layers: dict[str, float] = {}
         if applied:
             apply = partial(self._apply, lr, grad_norm)
@@ -118,7 +128,7 @@ class TrainEngine:
         elif labelled:
             discard_gradient(self.engine)
         return StepResult(
-            loss=loss_sum / counts.masked if counts.masked else math.nan,
+            loss=loss,
             nsp_loss=nsp_sum / counts.pairs if counts.pairs else math.nan,
             nsp_accuracy=correct / counts.pairs if counts.pairs else math.nan,
             masked_tokens=counts.masked,
@@ -130,6 +140,10 @@ class TrainEngine:
             compute_s=computed - began,
             optimizer_s=time.perf_counter() - computed,
         )
+
+    def pass_over(self, batches: Sequence[Batch]) -> StepResult:
+        """Count a global batch and do nothing else."""
+        return StepResult.passed_over(self._count(batches))
 
     def _count(self, batches: Sequence[Batch]) -> Counts:
         """Counts of the global batch: one all-reduce."""
@@ -145,7 +159,10 @@ class TrainEngine:
         key = derive_key(self.seed, "dropout", step, micro_step, self.world.rank)
         self._dropout.manual_seed(key >> 1)
         self.engine.set_gradient_accumulation_boundary(micro_step == micro_steps - 1)
-        sums: Tensor = self.engine(**self._upload.tensors(batch))
+        with self.ranks.forward():
+            sums: Tensor = self.engine(**self._upload.tensors(batch))
+        if self._nan_rows and not self._nan_rows.isdisjoint(batch.row_ids_R.tolist()):
+            sums = sums * math.nan
         # The loss is a new tensor on purpose: DeepSpeed 0.19.8 divides by the accumulation steps
         # when backward() gets the very tensor that forward() returned (BF16_Optimizer, stage 0).
         self.engine.backward(self._weighted(sums, counts), scale_wrt_gas=False)
@@ -204,16 +221,28 @@ class TrainEngine:
             batches: this rank's; every rank has the same number of them.
         """
         self.engine.eval()
-        values = measure(self.engine, batches, self.device)
-        self.engine.train()
+        try:
+            values = measure(self.engine, batches, self.device)
+        finally:
+            self.engine.train()
         return Sums.of(all_sum(values))
 
     def save(
         self, checkpoints: Path, step: int, train_state: dict[str, Any], config_yaml: str
     ) -> Path:
-        """Write a checkpoint; every rank calls this."""
-        return save_checkpoint(self.engine, checkpoints, step, self.world, train_state, config_yaml)
+        """Write a checkpoint and wait for it; every rank calls this.
 
-    def load(self, checkpoint: Checkpoint) -> None:
-        """Take weights and optimizer state from a checkpoint of any world and stage."""
-        load_checkpoint(self.engine, checkpoint, self.world)
+        Raises:
+            StorageError: on every rank when one could not write; nothing is left behind.
+        """
+        self.saver.finish()
+        self.saver.start(checkpoints, step, train_state, config_yaml)
+        outcome = self.saver.finish()
+        assert outcome is not None
+        if outcome.error is not None:
+            raise outcome.error
+        return step_folder(checkpoints, step)
+
+    def load(self, checkpoint: Checkpoint, with_optimizer: bool = True) -> None:
+        """Take weights, and optimizer state, from a checkpoint of any world and stage."""
+        load_checkpoint(self.engine, checkpoint, with_optimizer)

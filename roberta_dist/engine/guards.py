@@ -24,16 +24,16 @@ def is_overflow(result: StepResult, scale: LossScale) -> bool:
 
 
 def charge_skip(
-    step: int, loss: float, grad_norm: float, rows: tuple[int, int], skipped: int, budget: int
+    step: int, loss: float, grad_norm: float, rows: tuple[int, int], charged: int, budget: int
 ) -> int:
-    """Count one skipped batch.
+    """Count one batch against the budget of non-finite ones.
 
     Args:
         step: the step that is skipped.
         loss: its loss.
         grad_norm: its gradient norm.
         rows: first and one past the last global row of the batch.
-        skipped: batches skipped so far in this run.
+        charged: batches counted so far in this run.
         budget: `train.skip_budget`.
 
     Returns:
@@ -42,10 +42,10 @@ def charge_skip(
     Raises:
         NonFiniteError: the budget is used up.
     """
-    if skipped >= budget:
+    if charged >= budget:
         raise NonFiniteError(
             f"step {step}: loss={loss} grad_norm={grad_norm} on rows [{rows[0]}, {rows[1]}), "
             f"and train.skip_budget={budget} is used up",
             "lower optim.lr or lengthen schedule.warmup_steps; or raise train.skip_budget",
         )
-    return skipped + 1
+    return charged + 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -48,3 +49,20 @@ class StepResult:
     layers: dict[str, float]
     compute_s: float
     optimizer_s: float
+
+    @classmethod
+    def passed_over(cls, counts: Counts) -> StepResult:
+        """Of a batch that was read and not trained on."""
+        return cls(
+            loss=math.nan,
+            nsp_loss=math.nan,
+            nsp_accuracy=math.nan,
+            masked_tokens=counts.masked,
+            pairs=counts.pairs,
+            tokens=counts.tokens,
+            grad_norm=math.nan,
+            applied=False,
+            layers={},
+            compute_s=0.0,
+            optimizer_s=0.0,
+        )

@@ -1,33 +1,20 @@
-"""Writing and reading checkpoints through the layout, so that no world is remembered."""
+"""A rank's part of a checkpoint, out of the engine and into it, through the layout.
+
+So no world is remembered: any other reads what it owns.
+"""
 
 from __future__ import annotations
 
-import logging
-import shutil
-from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
+from numpy.typing import NDArray
 from torch import Tensor
 
-from roberta_dist.checkpoint.format import (
-    COMPLETE,
-    CONFIG,
-    FORMAT_VERSION,
-    INDEX,
-    SHARDS,
-    TRAIN_STATE,
-    WEIGHT,
-    FragmentEntry,
-    fragment_key,
-    shard_name,
-    step_folder,
-    temporary_folder,
-)
-from roberta_dist.checkpoint.reader import Checkpoint, FragmentReader, recorded_files, verify
+from roberta_dist.checkpoint.format import WEIGHT, FragmentEntry, fragment_key, shard_name
+from roberta_dist.checkpoint.reader import Checkpoint, FragmentReader
 from roberta_dist.engine.layout import (
     Fragment,
     flat_tensors,
@@ -36,21 +23,11 @@ from roberta_dist.engine.layout import (
     publish_master_weights,
     whole_shape,
 )
-from roberta_dist.errors import DataFault, RobertaDistError, StorageError
+from roberta_dist.errors import DataFault
 from roberta_dist.optim.backends import set_step
 from roberta_dist.optim.build import MOMENTS
-from roberta_dist.runtime.dist import any_rank, barrier, gather_to_main
-from roberta_dist.runtime.files import (
-    atomic_write,
-    file_sha256,
-    fsync_file,
-    fsync_folder,
-    storage_errors,
-    write_json,
-)
 from roberta_dist.runtime.world import World
 
-LOGGER = logging.getLogger(__name__)
 KINDS = (WEIGHT, *MOMENTS)
 
 
@@ -70,118 +47,58 @@ def _kind_view(engine: Any, fragment: Fragment, kind: str) -> Tensor:
     return fragment.view(whole)
 
 
-def _write_shard(engine: Any, folder: Path, world: World) -> list[FragmentEntry]:
-    path = folder / shard_name(world.rank)
+@dataclass(frozen=True)
+class Snapshot:
+    """What a rank owns at one step, in host memory and apart from what trains on.
+
+    Attributes:
+        tensors: key in the shard → 1-D values.
+        entries: where each lies, for the index.
+        shapes: of every parameter of the model.
+    """
+
+    tensors: dict[str, NDArray[np.float32]]
+    entries: list[FragmentEntry]
+    shapes: dict[str, list[int]]
+
+    @property
+    def nbytes(self) -> int:
+        """Of the tensors."""
+        return sum(array.nbytes for array in self.tensors.values())
+
+
+def take_snapshot(engine: Any, world: World, optimizer_step: int) -> Snapshot:
+    """Copy this rank's part of weights and moments; the only thing that a step waits for."""
+    ensure_optimizer_state(engine, optimizer_step)
+    copies: dict[str, Tensor] = {}
     fragments = owned_fragments(engine, world.rank, world.world_size)
-    tensors = {
-        fragment_key(kind, fragment.name, fragment.start): _kind_view(engine, fragment, kind)
-        .to("cpu", torch.float32)
-        .clone()
-        for fragment in fragments
-        for kind in KINDS
-    }
-    with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            save_file(tensors, path)
-        except SafetensorError as error:  # safetensors wraps the OSError of a full disk
-            full = "os error 28" in str(error)
-            raise StorageError(
-                f"{path}: {'no space left on the disk' if full else error}", "free space, run again"
-            ) from error
-        fsync_file(path)
-    return [FragmentEntry(f.name, f.start, f.length, shard_name(world.rank)) for f in fragments]
-
-
-def save_checkpoint(
-    engine: Any,
-    checkpoints: Path,
-    step: int,
-    world: World,
-    train_state: Mapping[str, Any],
-    config_yaml: str,
-) -> Path:
-    """Write `step` so that it is either whole or absent; every rank calls this.
-
-    Raises:
-        StorageError: on every rank when one could not write; nothing is left behind.
-    """
-    ensure_optimizer_state(engine, int(train_state["optimizer_step"]))
-    device = next(iter(flat_tensors(engine))).device
-    temporary = temporary_folder(checkpoints, step)
-    failure: RobertaDistError | None = None
-    if world.is_main:
-        shutil.rmtree(temporary, ignore_errors=True)
-    barrier()
-    entries: list[FragmentEntry] = []
-    try:
-        entries = _write_shard(engine, temporary, world)
-    except StorageError as error:
-        failure = error
-    gathered = gather_to_main(entries)
-    if world.is_main and failure is None:
-        try:
-            _finish(engine, temporary, step, gathered, train_state, config_yaml)
-        except StorageError as error:
-            failure = error
-    final = step_folder(checkpoints, step)
-    if any_rank(failure is not None, device):
-        barrier()
-        if world.is_main:
-            shutil.rmtree(temporary, ignore_errors=True)
-        raise failure or StorageError(
-            f"{final}: another rank could not write its part", "see that rank's log"
-        )
-    if world.is_main:
-        if final.exists():  # the same step saved by an earlier attempt
-            shutil.rmtree(final)
-        temporary.rename(final)
-        fsync_folder(checkpoints)
-    barrier()
-    return final
-
-
-def _finish(
-    engine: Any,
-    folder: Path,
-    step: int,
-    entries: list[list[FragmentEntry]],
-    train_state: Mapping[str, Any],
-    config_yaml: str,
-) -> None:
-    shapes = {name: list(whole_shape(p)) for name, p in engine.module.named_parameters()}
-    write_json(
-        folder / INDEX,
-        {
-            "format_version": FORMAT_VERSION,
-            "step": step,
-            "kinds": list(KINDS),
-            "shapes": shapes,
-            "fragments": [vars(entry) for rank in entries for entry in rank],
-        },
+    for fragment in fragments:
+        for kind in KINDS:
+            view = _kind_view(engine, fragment, kind)
+            copy = torch.empty(view.shape, dtype=torch.float32, pin_memory=view.is_cuda)
+            copies[fragment_key(kind, fragment.name, fragment.start)] = copy
+            copy.copy_(view, non_blocking=True)
+    if any(copy.is_pinned() for copy in copies.values()):
+        torch.cuda.synchronize()
+    shard = shard_name(world.rank)
+    return Snapshot(
+        {key: copy.numpy() for key, copy in copies.items()},
+        [FragmentEntry(f.name, f.start, f.length, shard) for f in fragments],
+        {name: list(whole_shape(p)) for name, p in engine.module.named_parameters()},
     )
-    write_json(folder / TRAIN_STATE, dict(train_state))
-    atomic_write(folder / CONFIG, config_yaml)
-    fsync_folder(folder / SHARDS)
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    with storage_errors(folder):
-        sums = {
-            str(path.relative_to(folder)): {
-                "bytes": path.stat().st_size,
-                "sha256": file_sha256(path),
-            }
-            for path in files
-        }
-    write_json(folder / COMPLETE, {"format_version": FORMAT_VERSION, "files": sums})
 
 
-def load_checkpoint(engine: Any, checkpoint: Checkpoint, world: World) -> None:
-    """Read what this rank holds: weights, moments and the optimizer's step.
+def load_checkpoint(engine: Any, checkpoint: Checkpoint, with_optimizer: bool = True) -> None:
+    """Read what this rank holds, of files that were verified: weights, and moments and optimizer's step.
+
+    Args:
+        engine: DeepSpeed's.
+        checkpoint: of any world and stage.
+        with_optimizer: or leave the moments at 0.
 
     Raises:
-        DataFault: a file is damaged (ranks share the checking), or the model is another one.
+        DataFault: the model is another one, or a file cannot be read.
     """
-    _verify_together(checkpoint.folder, world, next(iter(flat_tensors(engine))).device)
     ours = {name: whole_shape(p) for name, p in engine.module.named_parameters()}
     if ours != checkpoint.shapes:
         different = sorted(
@@ -193,20 +110,11 @@ def load_checkpoint(engine: Any, checkpoint: Checkpoint, world: World) -> None:
             f"{checkpoint.folder}: parameters differ from the model's: {', '.join(different[:5])}",
             "start with the model configuration of the run",
         )
-    ensure_optimizer_state(engine, int(checkpoint.train_state["optimizer_step"]))
+    updates = int(checkpoint.train_state["optimizer_step"]) if with_optimizer else 0
+    ensure_optimizer_state(engine, updates)
     reader = FragmentReader(checkpoint)
     for fragment in held_fragments(engine):
-        for kind in KINDS:
+        for kind in KINDS if with_optimizer else (WEIGHT,):
             values = reader.read(kind, fragment.name, fragment.start, fragment.length)
             _kind_view(engine, fragment, kind).copy_(torch.from_numpy(values))
     publish_master_weights(engine)
-
-
-def _verify_together(folder: Path, world: World, device: torch.device) -> None:
-    failure: DataFault | None = None
-    try:
-        verify(folder, recorded_files(folder)[world.rank :: world.world_size])
-    except DataFault as error:
-        failure = error
-    if any_rank(failure is not None, device):
-        raise failure or DataFault(f"{folder}: another rank found a damaged file")

@@ -1,4 +1,4 @@
-"""`launch` on this machine: one attempt at a run through the `deepspeed` launcher.
+"""`launch` on this machine: attempts at a run through the `deepspeed` launcher.
 
 Exit codes that pass through DeepSpeed's launcher carry no intent. What counts is what the workers
 leave: DONE, REQUEUE, or `exit_code` in the attempt's folder.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from roberta_dist.config.load import to_yaml
 from roberta_dist.config.roots import PretrainConfig
-from roberta_dist.errors import ConfigError, LaunchError
+from roberta_dist.errors import ConfigError, HangError, LaunchError
 from roberta_dist.launcher.command import deepspeed_command, worker_count, worker_environment
 from roberta_dist.launcher.machine import (
     available_cores,
@@ -26,18 +27,23 @@ from roberta_dist.launcher.machine import (
     worker_script,
 )
 from roberta_dist.launcher.processes import Interrupts, ProcessGroup
+from roberta_dist.launcher.restarts import Restarts, complete_checkpoints
 from roberta_dist.runtime.files import atomic_write
 from roberta_dist.runtime.remote_path import is_remote, refuse_secrets
 from roberta_dist.runtime.rundir import RunPaths, is_done, next_attempt
 
 POLL_S = 0.2
 GRACE_S = 10.0
+LAST_WORD_S = 5.0
 INTERRUPTED = 130
 MEANINGS = {2: "configuration", 3: "data fault", 4: "non-finite numbers", 5: "hang"}
 
 
 def launch(config: PretrainConfig) -> int:
     """Start or resume `config.run_dir` with `config.cluster` and wait for the end.
+
+    A world of which a rank died or hung is started again, `cluster.restarts` times in a row without
+    a new checkpoint.
 
     Returns:
         0 for done (also if it was before) and for stopped on request (REQUEUE is left);
@@ -57,6 +63,34 @@ def launch(config: PretrainConfig) -> int:
         check_corpus(path)
     devices = find_devices(os.environ)
     workers = worker_count(config.cluster.workers_per_node, devices)
+    restarts = Restarts(config.cluster)
+    while True:
+        before = complete_checkpoints(paths)
+        failure: LaunchError | None = None
+        code = HangError.exit_code
+        try:
+            code, interrupted = _attempt(config, paths, devices, workers)
+        except LaunchError as error:
+            failure, interrupted = error, False
+        if interrupted or (failure is None and code != HangError.exit_code):
+            return code
+        delay = restarts.delay(progress=complete_checkpoints(paths) != before)
+        if delay is None:
+            if failure is not None:
+                raise failure
+            return code
+        if config.cluster.shrink:
+            workers = max(1, workers - 1)
+        reason = failure.problem if failure else f"{paths.root}: a rank hung"
+        _say(f"{reason}; starting {workers} worker(s) again in {delay:g} s")
+        if not _wait(delay):
+            return INTERRUPTED
+
+
+def _attempt(
+    config: PretrainConfig, paths: RunPaths, devices: list[int], workers: int
+) -> tuple[int, bool]:
+    """One world, from its start to its end: (exit code, whether a signal came)."""
     attempt = next_attempt(paths)
     resolved = write_config(config, paths, attempt)
     # it told how the last attempt ended; this one speaks for itself
@@ -71,8 +105,17 @@ def launch(config: PretrainConfig) -> int:
     )
     environ = _environment(config, attempt, workers, bool(devices))
     _say(f"{paths.root}: {attempt.name}, {workers} worker(s); Ctrl-C saves and stops")
-    code, interrupted = run_group(command, environ)
-    return outcome(config, paths, attempt, code, interrupted)
+    code, interrupted = run_group(command, environ, attempt / "exit_code")
+    return outcome(config, paths, attempt, code, interrupted), interrupted
+
+
+def _wait(seconds: float) -> bool:
+    """False if a signal came meanwhile."""
+    with Interrupts() as interrupts:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and not interrupts.count:
+            time.sleep(POLL_S)
+        return not interrupts.count
 
 
 def with_absolute_paths(config: PretrainConfig) -> PretrainConfig:
@@ -136,25 +179,30 @@ def _environment(
     )
 
 
-def run_group(command: list[str], environ: Mapping[str, str]) -> tuple[int, bool]:
+def run_group(command: list[str], environ: Mapping[str, str], told: Path) -> tuple[int, bool]:
     """Run `command` to its end and leave no process of it behind.
 
-    The first signal asks the workers to save and stop, the second ends them.
+    The first signal asks the workers to save and stop, the second ends them. Once a worker has left
+    the file `told`, the others have LAST_WORD_S: DeepSpeed's launcher would wait half a minute for
+    one that stands still.
 
     Returns:
         (exit code of the command, whether a signal came).
     """
     with Interrupts() as interrupts:
         group = ProcessGroup(command, environ)
-        answered = 0
+        answered, patience = 0, LAST_WORD_S
         try:
             while not group.wait(POLL_S):
+                patience -= POLL_S if told.exists() else 0.0
+                if patience <= 0:
+                    break
                 if interrupts.count > answered:
                     answered = interrupts.count
                     _answer(group, answered)
         finally:
-            left = group.end(GRACE_S)
-        if left and not answered:
+            left = group.end(GRACE_S if patience > 0 else 1.0)
+        if left and not answered and patience > 0:
             _say(f"ended {left} process(es) that outlived the DeepSpeed launcher")
         return group.leader.returncode, bool(interrupts.count)
 

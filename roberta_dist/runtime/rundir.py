@@ -56,6 +56,11 @@ class RunPaths:
         return self.root / "attempts.log"
 
     @property
+    def skips(self) -> Path:
+        """One JSON object for each batch that was left out."""
+        return self.root / "skips.jsonl"
+
+    @property
     def environment_json(self) -> Path:
         """Versions and hardware."""
         return self.root / "environment.json"

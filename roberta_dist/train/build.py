@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import torch
 
-from roberta_dist.checkpoint.reader import Checkpoint, latest_checkpoint, open_checkpoint
+from roberta_dist.checkpoint.reader import Checkpoint
 from roberta_dist.config.roots import PretrainConfig
 from roberta_dist.config.train import Offload, Precision
 from roberta_dist.engine.engine import TrainEngine
@@ -19,14 +19,17 @@ from roberta_dist.model.init import init_weights
 from roberta_dist.optim.build import build_optimizer
 from roberta_dist.optim.loss_scale import LossScale
 from roberta_dist.runtime.dist import on_all, on_main
+from roberta_dist.runtime.rundir import RunPaths
 from roberta_dist.runtime.world import World
 from roberta_dist.stream.held_out import HeldOut, open_held_out
 from roberta_dist.stream.loader import most_micro_steps
 from roberta_dist.stream.open import Stream, check_lanes, open_stream
 from roberta_dist.stream.packs import check_disjoint, check_shards
 from roberta_dist.train.find_micro_batch import Parts, find_micro_batch
+from roberta_dist.train.newest import newest_whole
 from roberta_dist.train.resume import ResumePoint, check_resume
 from roberta_dist.train.state import TrainState
+from roberta_dist.train.warm_start import warm_start
 
 T = TypeVar("T")
 
@@ -60,7 +63,7 @@ def build_run(config: PretrainConfig, world: World) -> Run:
     device = init_world(world, config.train.timeout_s)
     if config.train.deterministic:
         torch.use_deterministic_algorithms(True)
-    checkpoint = on_main(lambda: _newest_checkpoint(config))
+    checkpoint = newest_whole(RunPaths(Path(config.run_dir)).checkpoints, config.checkpoint, world)
     recorded = checkpoint.train_state["data"] if checkpoint else None
     stream = _on_main_first(
         lambda progress: open_stream(
@@ -96,6 +99,8 @@ def build_run(config: PretrainConfig, world: World) -> Run:
         size = find_micro_batch(Parts(config, stream, engine))
     if checkpoint is not None:
         engine.load(checkpoint)
+    elif config.init is not None:
+        resume = warm_start(config, engine, stream, world, resume)
     return Run(config, world, device, stream, held_out, engine, size, resume)
 
 
@@ -116,11 +121,6 @@ def _check_shards(stream: Stream, held_out: tuple[HeldOut, ...], world: World) -
                 check_disjoint(corpus.manifest, split.manifest)
 
     on_all(check)
-
-
-def _newest_checkpoint(config: PretrainConfig) -> Checkpoint | None:
-    folder = latest_checkpoint(Path(config.run_dir))
-    return open_checkpoint(folder) if folder else None
 
 
 def _find_resume_point(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
@@ -18,16 +18,32 @@ from roberta_dist.stream.quarantine import Quarantine
 LOGGER = logging.getLogger(__name__)
 
 
-def in_step(batches: Iterable[Batch]) -> Iterator[Batch]:
+class Stopped(Exception):
+    """A rank was asked to stop; raised on all of them."""
+
+
+def in_step(
+    batches: Iterable[Batch], stop_requested: Callable[[], bool] = lambda: False
+) -> Iterator[Batch]:
     """Held-out batches, of which every rank has the same number; a fault of one stops all.
 
     The model's forward pass may wait for the other ranks, so they agree on each batch.
 
     Raises:
         DataFault: on every rank when one could not read its part.
+        Stopped: on every rank when one was asked to stop.
     """
     own = iter(batches)
-    while (batch := on_all(lambda: next(own, None))) is not None:
+
+    def following() -> tuple[Batch | None, bool]:
+        return next(own, None), stop_requested()
+
+    while True:
+        batch, requested = on_all(following)
+        if any(gather_everywhere(requested)):
+            raise Stopped
+        if batch is None:
+            return
         yield batch
 
 
@@ -57,6 +73,8 @@ class Feed:
         self._stream = stream
         self._device = device
         self._last_row = last_row
+        self.save_due = False
+        """Whether a rank found in the last `take` that it is time to save."""
         self._reader = RankReader(stream, world, micro_batch_size, quarantine)
         self._prefetcher = Prefetcher(self._reader, first_row, last_row)
 
@@ -65,10 +83,10 @@ class Feed:
         """Packs that are out."""
         return self._reader.quarantine
 
-    def take(self, row: int, stop_requested: bool) -> list[Batch] | None:
+    def take(self, row: int, stop_requested: bool, save_due: bool = False) -> list[Batch] | None:
         """The batch at `row`; None when a rank was asked to stop.
 
-        Ranks agree, so none is left waiting. Where `data.quarantine_packs` allows it, packs that any
+        Ranks agree, so none is left waiting; `self.save_due` is what they agree on there. Where `data.quarantine_packs` allows it, packs that any
         rank found damaged are out on all of them from this batch on, and it is read again.
 
         Raises:
@@ -81,8 +99,10 @@ class Feed:
                 batches = self._prefetcher.take()
             except RobertaDistError as error:
                 failure = error
-            flags = torch.tensor([failure is not None, stop_requested], dtype=torch.int32)
-            failed, requested = all_max(flags.to(self._device)).tolist()
+            own = [failure is not None, stop_requested, save_due]
+            flags = torch.tensor(own, dtype=torch.int32).to(self._device)
+            failed, requested, due = all_max(flags).tolist()
+            self.save_due = bool(due)
             if requested and not failed:
                 return None
             if batches is not None and not failed:

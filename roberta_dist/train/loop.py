@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from roberta_dist.config.load import to_yaml
 from roberta_dist.config.train import Precision
-from roberta_dist.engine.guards import charge_skip, is_overflow
 from roberta_dist.engine.result import StepResult
-from roberta_dist.errors import StorageError
+from roberta_dist.errors import DesyncError, NonFiniteError
 from roberta_dist.optim.schedule import learning_rate
 from roberta_dist.runtime.rundir import RunPaths
 from roberta_dist.runtime.signals import StopRequest
 from roberta_dist.stream.batch import Batch
-from roberta_dist.stream.measure import Sums
-from roberta_dist.track.names import CORPUS_LOSS
 from roberta_dist.track.sinks import Tracker
 from roberta_dist.train.build import Run
-from roberta_dist.train.feed import Feed, in_step
+from roberta_dist.train.feed import Feed, Stopped
+from roberta_dist.train.held_out import measure_held_out
+from roberta_dist.train.ledger import Ledger
 from roberta_dist.train.profile import StepProfiler
-from roberta_dist.train.retention import delete_old
+from roberta_dist.train.saves import Saves
 from roberta_dist.train.speed import matrix_rate, memory_mib, step_flops
 
 LOGGER = logging.getLogger(__name__)
@@ -44,18 +43,27 @@ class Loop:
         run: the parts.
         tracker: where metrics go.
         stop: set by a signal.
+        ledger: decides about batches.
+        beat: called whenever there was progress.
     """
 
-    def __init__(self, run: Run, tracker: Tracker, stop: StopRequest) -> None:
+    def __init__(
+        self,
+        run: Run,
+        tracker: Tracker,
+        stop: StopRequest,
+        ledger: Ledger,
+        beat: Callable[[], None] = lambda: None,
+    ) -> None:
         self.run = run
         self.config = run.config
         self.tracker = tracker
         self.stop = stop
+        self.ledger = ledger
+        self.beat = beat
         self.state = run.resume.state
-        self.saved_step = self.state.step
-        self.save_failures = 0
+        self.saves = Saves(run, tracker)
         paths = RunPaths(Path(run.config.run_dir))
-        self.checkpoints = paths.checkpoints
         self.profiler = StepProfiler(run.config.train, paths.profile, run.device, run.world.is_main)
         self.matrix_rate = matrix_rate(run.device, DTYPES[run.config.engine.precision])
 
@@ -67,6 +75,7 @@ class Loop:
 
         Raises:
             DataFault, NonFiniteError, StorageError: on every rank.
+            RollBack: on every rank; what follows starts from the newest checkpoint.
         """
         plan, last_step = self.run.stream.plan, self.config.schedule.max_steps
         last_row = self.state.next_row
@@ -81,42 +90,94 @@ class Loop:
             self.state.quarantine,
         )
         with closing(feed), self.profiler:
-            while self.state.step < last_step:
-                with self.profiler.step(self.state.step + 1):
-                    stepped = self._step(feed)
-                if not stepped:
-                    self._save(required=True)
-                    return False
-                self.profiler.done(self.state.step)
-                final = self.state.step == last_step
-                improved = self._evaluate(final)
-                if final or self._out_of_patience():
-                    self._save(required=True)
+            try:
+                if self._evaluation_was_cut_off() and self._settle():
                     return True
-                if improved or self.state.step % self.config.checkpoint.every_steps == 0:
-                    self._save(required=False)
+                while self.state.step < last_step:
+                    self.beat()
+                    self.saves.poll()
+                    with self.profiler.step(self.state.step + 1):
+                        self._step(feed)
+                    self.profiler.done(self.state.step)
+                    self._compare_ranks()
+                    if self._settle():
+                        return True
+            except Stopped:
+                self.saves.save(self.state, required=True)
+                return False
+            except (
+                NonFiniteError,
+                DesyncError,
+            ):  # on every rank: what is being saved is still good
+                self.saves.finish()
+                raise
+        return True
+
+    def _settle(self) -> bool:
+        """Evaluate and save where due; True when the run is done."""
+        final = self.state.step == self.config.schedule.max_steps
+        improved = self._evaluate(final)
+        if final or self._out_of_patience():
+            self.saves.save(self.state, required=True)
             return True
+        if improved or self.state.step % self.config.checkpoint.every_steps == 0:
+            self.saves.save(self.state, required=False)
+        return False
+
+    def _compare_ranks(self) -> None:
+        """Every so often: equal weights, and no rank much slower than the others.
+
+        Raises:
+            DesyncError: on every rank.
+        """
+        guard, step = self.config.guard, self.state.step
+        if guard.desync_every and step % guard.desync_every == 0:
+            self.run.engine.ranks.check_in_step(step)
+        if guard.slow_rank_every and step % guard.slow_rank_every == 0:
+            for rank, times in self.run.engine.ranks.slow(guard.slow_rank_factor):
+                LOGGER.warning(
+                    "rank %d is slow: its forward passes took %.1f times the median since the last look",
+                    *(rank, times),
+                )
+
+    def _evaluation_was_cut_off(self) -> bool:
+        step, every = self.state.step, self.config.evaluate.every_steps
+        due = every > 0 and (step % every == 0 or step == self.config.schedule.max_steps)
+        return step > 0 and due and self.state.evaluated_step != step
 
     def _batch_rows(self) -> int:
         return self.run.stream.plan.batch_rows(self.state.next_row)
 
-    def _step(self, feed: Feed) -> bool:
-        """The next step; False, and no step, when a rank was asked to stop."""
+    def _step(self, feed: Feed) -> None:
+        """The next step.
+
+        Raises:
+            Stopped: and no step, when a rank was asked to stop.
+        """
         began = time.perf_counter()
-        batches = feed.take(self.state.next_row, self.stop.requested)
+        batches = feed.take(self.state.next_row, self.stop.requested, self.saves.minutes_passed())
         if batches is None:
-            return False
+            raise Stopped
         data_wait = time.perf_counter() - began
+        if feed.save_due:
+            self.saves.save(self.state, required=False)
         self.state = replace(self.state, quarantine=feed.quarantine)
         lr = learning_rate(self.state.step, self.config.optim.lr, self.config.schedule)
         scale, every = self.state.loss_scale, self.config.track.layers_every
         watched = every > 0 and (self.state.step + 1) % every == 0
         update = self.state.optimizer_step + 1 if watched else 0
-        result = self.run.engine.train_step(batches, self.state.step, lr, scale.scale, update)
+        if self.ledger.passes_over(self.state):
+            result = self.run.engine.pass_over(batches)
+        else:
+            accept = partial(self.ledger.accepts, self.state)
+            result = self.run.engine.train_step(
+                batches, self.state.step, lr, scale.scale, update, accept
+            )
         columns = {**self._batch_columns(), "lr": lr, "data_wait_s": data_wait, **result.layers}
-        self._account(result)
+        end_row = self.state.next_row + self._batch_rows()
+        saved_step = self.saves.saved_step
+        self.state = self.ledger.settle(self.state, result, end_row, saved_step)
         self._log(result, columns, batches, time.perf_counter() - began)
-        return True
 
     def _batch_columns(self) -> dict[str, float]:
         """What only runs write whose batches change, or that lost a pack."""
@@ -131,35 +192,6 @@ class Loop:
         if self.state.quarantine.entries:
             columns["quarantined_packs"] = len(self.state.quarantine.entries)
         return columns
-
-    def _account(self, result: StepResult) -> None:
-        state = self.state
-        first, end = state.next_row, state.next_row + self._batch_rows()
-        moved = replace(state, step=state.step + 1, next_row=end)
-        scale, engine = state.loss_scale, self.config.engine
-        if result.applied:
-            if engine.precision is Precision.fp16:
-                moved = replace(moved, loss_scale=scale.applied(engine.loss_scale_window))
-            self.state = replace(moved, optimizer_step=state.optimizer_step + 1)
-        elif is_overflow(result, scale):
-            self.state = replace(moved, loss_scale=scale.overflowed())
-            LOGGER.info(
-                "step %d: a gradient overflowed fp16 at loss scale %g; now %g",
-                *(state.step, scale.scale, self.state.loss_scale.scale),
-            )
-        elif result.masked_tokens + result.pairs == 0:
-            LOGGER.warning("step %d: nothing masked in rows [%d, %d)", state.step, first, end)
-            self.state = replace(moved, empty=state.empty + 1)
-        else:
-            budget = self.config.train.skip_budget
-            skipped = charge_skip(
-                state.step, result.loss, result.grad_norm, (first, end), state.skipped, budget
-            )
-            LOGGER.warning(
-                "step %d skipped (%d of %d): loss=%s grad_norm=%s on rows [%d, %d)",
-                *(state.step, skipped, budget, result.loss, result.grad_norm, first, end),
-            )
-            self.state = replace(moved, skipped=skipped)
 
     def _log(
         self, result: StepResult, columns: dict[str, float], batches: list[Batch], took: float
@@ -180,7 +212,7 @@ class Loop:
                 **columns,
                 **self.profiler.columns,
                 "skipped": self.state.skipped + self.state.empty,
-                "save_failures": self.save_failures,
+                "save_failures": self.saves.failures,
                 "epoch": self.run.stream.order.epochs(self.state.next_row),
                 "tokens_per_s": result.tokens / took,
                 "mfu": flops / took / self.matrix_rate,
@@ -192,34 +224,22 @@ class Loop:
         )
 
     def _evaluate(self, final: bool) -> bool:
-        """Measure the held-out loss where due; True if it is the best and should be kept."""
-        every, held_out = self.config.evaluate.every_steps, self.run.held_out
-        if not held_out or not (final or self.state.step % every == 0):
+        """Measure the held-out loss where due; True if it is the best and should be kept.
+
+        Raises:
+            Stopped: and nothing is measured, when a rank was asked to stop.
+        """
+        every = self.config.evaluate.every_steps
+        if not self.run.held_out or not (final or self.state.step % every == 0):
             return False
-        metrics: dict[str, float] = {}
-        total = Sums()
-        for corpus in held_out:
-            batches = in_step(corpus.batches(self.run.world))
-            sums = self.run.engine.held_out_sums(batches)
-            total += sums
-            if len(held_out) > 1:
-                metrics[CORPUS_LOSS + corpus.name] = sums.loss
-            LOGGER.info(
-                "step %d: held-out loss of %s %.4f nats, perplexity %.1f (unigram entropy %.4f)",
-                *(self.state.step, corpus.name, sums.loss, math.exp(min(sums.loss, 700.0))),
-                corpus.manifest.unigram_entropy,
-            )
-        loss = total.loss
+        loss, metrics = measure_held_out(self.run, self.state.step, self._stop_in_evaluation)
         self.state = self.state.evaluated(loss)
-        metrics |= {
-            "eval_loss": loss,
-            "eval_perplexity": math.exp(min(loss, 700.0)),
-            "eval_masked_tokens": float(total.masked),
-        }
-        if total.nsp_loss is not None and total.nsp_accuracy is not None:
-            metrics |= {"eval_nsp_loss": total.nsp_loss, "eval_nsp_accuracy": total.nsp_accuracy}
         self.tracker.log(self.state.step, metrics)
         return self.config.checkpoint.keep_best and self.state.best_step == self.state.step
+
+    def _stop_in_evaluation(self) -> bool:
+        self.beat()
+        return self.stop.requested
 
     def _out_of_patience(self) -> bool:
         patience = self.config.train.early_stop_patience
@@ -227,21 +247,3 @@ class Loop:
         if out:
             LOGGER.info("early stop: no better held-out loss for %d evaluations", patience)
         return out
-
-    def _save(self, required: bool) -> None:
-        """Save this step once. Not required: a failure is a warning and a count."""
-        if self.saved_step == self.state.step:
-            return
-        self.tracker.flush()
-        state = self.state.to_json(self.run.stream.fingerprint(self.state.next_row))
-        try:
-            self.run.engine.save(self.checkpoints, self.state.step, state, to_yaml(self.config))
-        except StorageError as error:
-            self.save_failures += 1
-            if required:
-                raise
-            LOGGER.warning("checkpoint of step %d is not saved: %s", self.state.step, error)
-            return
-        self.saved_step = self.state.step
-        if self.run.world.is_main:
-            delete_old(self.checkpoints, self.config.checkpoint, self.state.best_step)

@@ -49,7 +49,8 @@ def config_changes(old: PretrainConfig, new: PretrainConfig, step: int) -> list[
     if forbidden:
         raise ConfigError(
             "the run folder was started with other values: " + "; ".join(map(str, forbidden)),
-            "keep the old values, or start a new run with another run_dir= "
+            "keep the old values, or start a new run with another run_dir=, with the weights of this one "
+            "by init=RUN "
             "(schedule.max_steps, data.phases, data.weights and phases to come of schedule.phases may "
             "be extended with train.extend=true)",
         )

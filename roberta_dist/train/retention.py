@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from roberta_dist.checkpoint.format import COMPLETE, step_folder
+from roberta_dist.checkpoint.format import COMPLETE, REPLACED, TEMPORARY, step_folder
 from roberta_dist.checkpoint.reader import complete_steps
 from roberta_dist.config.train import CheckpointConfig
 
@@ -31,4 +31,16 @@ def delete_old(checkpoints: Path, config: CheckpointConfig, best_step: int | Non
     for step in steps_to_delete(complete_steps(checkpoints), config, best_step):
         folder = step_folder(checkpoints, step)
         (folder / COMPLETE).unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_leftovers(checkpoints: Path) -> None:
+    """Clear what a kill in the middle of a save left behind; a folder in transit gets its name back."""
+    for folder in checkpoints.glob(f"{REPLACED}*"):
+        own = folder.with_name(folder.name.removeprefix(REPLACED))
+        if own.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+        else:
+            folder.rename(own)
+    for folder in checkpoints.glob(f"{TEMPORARY}*"):
         shutil.rmtree(folder, ignore_errors=True)

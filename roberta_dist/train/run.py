@@ -6,13 +6,14 @@ import logging
 import time
 import traceback
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from roberta_dist.config.load import flatten, to_yaml
 from roberta_dist.config.roots import PretrainConfig
 from roberta_dist.engine.setup import close_world
-from roberta_dist.errors import RobertaDistError, StorageError
+from roberta_dist.errors import HangError, RobertaDistError, StorageError
 from roberta_dist.model.kernels import describe_choice
 from roberta_dist.plan.flops import parameter_count
 from roberta_dist.runtime.dist import on_main
@@ -21,13 +22,19 @@ from roberta_dist.runtime.logs import setup_logging
 from roberta_dist.runtime.parent import exit_with_parent
 from roberta_dist.runtime.rundir import RunPaths, current_attempt, is_done
 from roberta_dist.runtime.signals import StopRequest
+from roberta_dist.runtime.watchdog import Watchdog
 from roberta_dist.runtime.world import World, detect_world
 from roberta_dist.track.sinks import open_tracker
 from roberta_dist.track.truncate import truncate_metrics
 from roberta_dist.train.build import Run, build_run
 from roberta_dist.train.dry_run import dry_run
 from roberta_dist.train.environment import describe_environment
+from roberta_dist.train.journal import Journal, read_journal
+from roberta_dist.train.ledger import Ledger, RollBack
 from roberta_dist.train.loop import Loop
+from roberta_dist.train.newest import newest_whole
+from roberta_dist.train.resume import ResumePoint
+from roberta_dist.train.state import state_from_json
 from roberta_dist.units import human_count
 
 LOGGER = logging.getLogger(__name__)
@@ -82,22 +89,61 @@ def _attempt(
         dry_run(run, paths)
         return
     on_main(lambda: _prepare_folder(run, paths, attempt))
+    _announce(run)
+    watchdog = Watchdog(
+        config.train.hang_timeout_s,
+        attempt / f"rank_{world.rank}.stacks",
+        lambda: _leave_exit_code(attempt, HangError.exit_code),
+    )
+    watchdog.beat()
+    try:
+        while True:
+            journal = Journal(
+                paths.skips, on_main(lambda: read_journal(paths.skips)), world.is_main
+            )
+            try:
+                _fit(run, paths, stop, Ledger(config, journal), watchdog)
+                return
+            except RollBack:
+                run = _rolled_back(run, paths, attempt)
+    finally:
+        watchdog.stop()
+
+
+def _fit(run: Run, paths: RunPaths, stop: StopRequest, ledger: Ledger, watchdog: Watchdog) -> None:
+    """From where the run stands to a sentinel, or an error."""
     tracker = open_tracker(
-        config.track,
+        run.config.track,
         paths.root,
         run.resume.state.step,
-        config.schedule.max_steps,
-        world.is_main,
-        flatten(config) | {"train.micro_batch_size": run.micro_batch_size},
+        run.config.schedule.max_steps,
+        run.world.is_main,
+        flatten(run.config) | {"train.micro_batch_size": run.micro_batch_size},
     )
     try:
-        _announce(run)
-        loop = Loop(run, tracker, stop)
+        loop = Loop(run, tracker, stop, ledger, watchdog.beat)
         finished = loop.fit()
         on_main(lambda: _leave_sentinel(paths, loop, finished))
     finally:
         # No collective here: after a failure the other ranks are elsewhere.
         tracker.close()
+
+
+def _rolled_back(run: Run, paths: RunPaths, attempt: Path) -> Run:
+    """The run at its newest checkpoint, with metrics cut back to it."""
+    run.engine.saver.finish()
+    checkpoint = newest_whole(paths.checkpoints, run.config.checkpoint, run.world)
+    assert checkpoint is not None, "a rollback is decided on only where there is a checkpoint"
+    run.engine.load(checkpoint)
+    state = state_from_json(checkpoint.train_state)
+    removed = on_main(
+        lambda: truncate_metrics(paths.metrics, state.step, attempt / "removed_metrics.jsonl")
+    )
+    LOGGER.warning(
+        "rolled back to step %d (%s); %d metrics lines moved to %s",
+        *(state.step, checkpoint.folder, removed, attempt / "removed_metrics.jsonl"),
+    )
+    return replace(run, resume=ResumePoint(state, []))
 
 
 def _prepare_folder(run: Run, paths: RunPaths, attempt: Path) -> None:

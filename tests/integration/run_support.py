@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from roberta_dist.checkpoint.reader import load_weights
 from roberta_dist.config.load import compose, to_yaml
@@ -75,21 +76,31 @@ def write_config(run_dir: Path, corpus: Path, *overrides: str) -> Path:
     return path
 
 
+def free_port() -> int:
+    """A port nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def world_environ(rank: int, world_size: int, port: int, attempt: str) -> dict[str, str]:
+    """What srun or the deepspeed launcher would tell a worker."""
+    return {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size),
+        "LOCAL_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1", "ROBERTA_DIST_ATTEMPT": attempt,
+    }  # fmt: skip
+
+
 def start(
     config: Path, world_size: int, attempt: str = "attempt_000", output: Path | None = None
 ) -> Ranks:
     """Start the worker on every rank, as srun or the deepspeed launcher would."""
     output = output or config.parent
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     processes, logs = [], []
     for rank in range(world_size):
-        environ = os.environ | {
-            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size),
-            "LOCAL_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-            "OMP_NUM_THREADS": "1", "ROBERTA_DIST_ATTEMPT": attempt,
-        }  # fmt: skip
+        environ = os.environ | world_environ(rank, world_size, port, attempt)
         logs.append(output / f"{attempt}.{world_size}.{rank}.out")
         with open(logs[-1], "wb") as log:
             command = [sys.executable, "-m", "roberta_dist.train", str(config)]
@@ -135,6 +146,19 @@ def wait_for_step(run_dir: Path, ranks: Ranks, step: int, timeout: float = 120) 
         assert all(process.poll() is None for process in ranks.processes), ranks.output()[-4000:]
         time.sleep(0.005)
     raise AssertionError(f"step {step} not reached in {timeout} s")
+
+
+def worker_of(launcher: int, rank: int, timeout: float = 60) -> psutil.Process:
+    """The process of one rank below a launcher."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        for process in psutil.Process(launcher).children(recursive=True):
+            with suppress(psutil.Error):
+                worker = any("pretrain.py" in word for word in process.cmdline()[1:3])
+                if worker and process.environ().get("RANK") == str(rank):
+                    return process
+        time.sleep(0.05)
+    raise AssertionError(f"no rank {rank} below {launcher}")
 
 
 def same_weights(left: Path, right: Path) -> bool:

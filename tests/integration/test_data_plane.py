@@ -69,7 +69,8 @@ def test_a_mixture_says_what_it_read(whole):
 
 def test_stopped_in_the_ramp_it_goes_on_in_another_world(tmp_path, corpora, whole):
     run_dir = tmp_path / "elastic"
-    config = write_config(run_dir, corpora[0], *mixture(corpora))
+    waited_for = "checkpoint.asynchronous=false"
+    config = write_config(run_dir, corpora[0], *mixture(corpora), waited_for)
     ranks = start(config, 2)
     wait_for_step(run_dir, ranks, 9)
     ranks.signal(9)

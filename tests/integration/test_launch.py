@@ -27,7 +27,7 @@ class Launched:
         (folder / "corpus" / "train" / "manifest.json").write_text("{}")
         overrides = [
             f'run_dir="{self.run_dir}"', f"data.path={folder}/corpus", "cluster.workers_per_node=2",
-            "schedule.max_steps=10", "schedule.warmup_steps=1",
+            "schedule.max_steps=10", "schedule.warmup_steps=1", "cluster.restarts=0",
         ]  # fmt: skip
         environ = os.environ | {"LAUNCH_TEST_MODE": mode, "LAUNCH_TEST_MARK": str(folder)}
         self.mark = str(folder)

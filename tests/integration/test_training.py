@@ -78,7 +78,8 @@ def test_a_run_leaves_a_trace_of_chosen_steps(uninterrupted):
 
 def test_killed_and_started_again_nothing_differs(tmp_path, corpus, uninterrupted):
     run_dir = tmp_path / "killed"
-    config = write_config(run_dir, corpus, "checkpoint.keep_last=9")
+    waited_for = "checkpoint.asynchronous=false"  # so that it is known what is lost
+    config = write_config(run_dir, corpus, "checkpoint.keep_last=9", waited_for)
     for attempt, step in enumerate((14, 33)):
         ranks = start(config, 2, f"attempt_{attempt:03d}")
         wait_for_step(run_dir, ranks, step)

@@ -28,6 +28,8 @@ from roberta_dist.runtime.signals import StopRequest
 from roberta_dist.runtime.world import detect_world
 from roberta_dist.track.sinks import open_tracker
 from roberta_dist.train.build import build_run
+from roberta_dist.train.journal import Journal
+from roberta_dist.train.ledger import Ledger
 from roberta_dist.train.loop import Loop
 
 WARMUP, STEPS = 10, 50
@@ -115,7 +117,8 @@ def mini_overhead(corpus: str, run_dir: str) -> float:
     tracker = open_tracker(config.track, Path(run_dir), 0, MINI_STEPS, True, {})
     timed = Timed(run.engine.engine, tracker)
     run.engine.engine = timed
-    Loop(run, timed, StopRequest()).fit()  # type: ignore[arg-type]
+    ledger = Ledger(config, Journal(Path(run_dir) / "skips.jsonl", [], True))
+    Loop(run, timed, StopRequest(), ledger).fit()  # type: ignore[arg-type]
     tracker.close()
     began, model_before = timed.stamps[MINI_WARMUP]
     ended, model_s = timed.stamps[-1]

@@ -31,6 +31,6 @@ def test_guard():
     assert not is_finite(float("nan"), 2.0)
     assert not is_finite(1.0, float("inf"))
     assert not is_finite(1.0, float("nan"), 2.0)
-    assert charge_skip(5, float("nan"), 1.0, (40, 48), skipped=0, budget=2) == 1
+    assert charge_skip(5, float("nan"), 1.0, (40, 48), charged=0, budget=2) == 1
     with pytest.raises(NonFiniteError, match=r"step 5: loss=nan .* rows \[40, 48\)"):
-        charge_skip(5, float("nan"), 1.0, (40, 48), skipped=2, budget=2)
+        charge_skip(5, float("nan"), 1.0, (40, 48), charged=2, budget=2)

@@ -28,7 +28,7 @@ def config(tmp_path):
         run_dir=str(tmp_path / "run"),
         data=DataConfig(path=str(corpus)),
         schedule=ScheduleConfig(max_steps=10, warmup_steps=1),
-        cluster=ClusterConfig(workers_per_node=2, threads_per_worker=3, master_port=5),
+        cluster=ClusterConfig(workers_per_node=2, threads_per_worker=3, master_port=5, restarts=0),
     )
 
 
@@ -88,7 +88,7 @@ def test_exit_0_without_a_word_is_a_failure(config, attempt):
 def test_launch_writes_the_configuration_and_starts_the_workers(config, monkeypatch, tmp_path):
     seen = []
 
-    def run_group(command, environ):
+    def run_group(command, environ, told):
         seen.append((command, environ))
         leave(RunPaths(Path(config.run_dir)).done)
         return 0, False
@@ -108,7 +108,7 @@ def test_launch_writes_the_configuration_and_starts_the_workers(config, monkeypa
 
 
 def test_a_refused_attempt_leaves_the_runs_configuration_alone(config, monkeypatch):
-    monkeypatch.setattr(local, "run_group", lambda command, environ: (1, False))
+    monkeypatch.setattr(local, "run_group", lambda command, environ, told: (1, False))
     with pytest.raises(LaunchError):
         local.launch(config)
     other = replace(config, schedule=ScheduleConfig(max_steps=99, warmup_steps=1))
@@ -123,7 +123,7 @@ def test_a_requeue_of_the_last_attempt_does_not_speak_for_this_one(config, monke
     paths = RunPaths(Path(config.run_dir))
     paths.root.mkdir()
     leave(paths.requeue, 3, "signal")
-    monkeypatch.setattr(local, "run_group", lambda command, environ: (1, False))
+    monkeypatch.setattr(local, "run_group", lambda command, environ, told: (1, False))
     with pytest.raises(LaunchError):
         local.launch(config)
 
@@ -160,3 +160,27 @@ def test_a_secret_in_a_path_is_refused_before_it_is_written(config):
     with pytest.raises(ConfigError, match="carries a user name") as caught:
         local.launch(replace(config, data=data))
     assert "hunter2" not in str(caught.value) and not Path(config.run_dir).exists()
+
+
+def test_a_world_that_breaks_is_started_again_until_it_stands_still(config, monkeypatch):
+    """Smaller each time where that is asked for; never after an interruption or a refusal."""
+    cluster = replace(config.cluster, restarts=1, restart_delay_s=0, shrink=True)
+    paths, worlds = RunPaths(Path(config.run_dir)), []
+
+    def run_group(command, environ, told):
+        worlds.append(next(word for word in command if word.startswith("--num_gpus")))
+        if len(worlds) < 3:  # each of them saves once
+            folder = paths.checkpoints / f"step_{len(worlds):08d}"
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "COMPLETE").touch()
+        return 1, False
+
+    monkeypatch.setattr(local, "find_devices", lambda environ: [])
+    monkeypatch.setattr(local, "run_group", run_group)
+    with pytest.raises(LaunchError):
+        local.launch(replace(config, cluster=cluster))
+    assert worlds == ["--num_gpus=2", "--num_gpus=1", "--num_gpus=1"]
+    worlds.clear()
+    monkeypatch.setattr(local, "run_group", lambda *given: (run_group(*given)[0], True))
+    assert local.launch(replace(config, cluster=cluster)) == 130
+    assert len(worlds) == 1
