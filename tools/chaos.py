@@ -36,7 +36,7 @@ from typing import Any
 
 import psutil
 from compare_runs import first_differences, first_tensor, read
-from compare_trainer import PREPARE
+from compare_trainer import prepared
 from tqdm import tqdm
 
 from roberta_dist.checkpoint.format import TEMPORARY, step_folder
@@ -49,6 +49,7 @@ WORLD = 2
 POLL_S = 0.002
 PATIENCE_S = 180.0
 """Longest wait for a run to reach a step, or for a fault to show."""
+CORPUS = ("corpus.max_mib=4", "tokenizer.vocab_size=2000")
 COMMON = (
     "model.num_layers=2", "model.hidden_size=64", "model.ffn_size=128", "model.num_heads=2",
     "model.max_positions=64", "data.sequence_length=64", "train.global_batch_size=16",
@@ -181,16 +182,6 @@ def lost_steps(paths: RunPaths) -> int:
     return max(counts)
 
 
-def prepared(work: Path) -> Path:
-    """A small corpus, made once."""
-    corpus = work / "corpus"
-    if not (corpus / "train" / "manifest.json").is_file():
-        words = [*PREPARE, f"output={corpus}", "corpus.max_mib=4", "tokenizer.vocab_size=2000"]
-        command = [sys.executable, "-m", "roberta_dist.cli", "prepare", *words, "progress=false"]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return corpus
-
-
 def chaos(
     work: Path, seed: int, kills: int, faults: list[str], overrides: list[str]
 ) -> dict[str, Any]:
@@ -198,7 +189,12 @@ def chaos(
     work = work.absolute()
     work.mkdir(parents=True, exist_ok=True)
     steps = STEPS_PER_FAULT * max(kills, 1)
-    settings = [*COMMON, f"schedule.max_steps={steps}", f"data.path={prepared(work)}", *overrides]
+    settings = [
+        *COMMON,
+        f"schedule.max_steps={steps}",
+        f"data.path={prepared(work, *CORPUS)}",
+        *overrides,
+    ]
     began, draw, done = time.monotonic(), random.Random(seed), 0
     whole = RunUnderTest(work / "whole", settings)
     if whole.process.wait():

@@ -71,11 +71,11 @@ def command(*words: str, log: Path, threads: int) -> None:
         )
 
 
-def prepared(work: Path) -> Path:
-    """The quickstart's corpus, made once."""
+def prepared(work: Path, *overrides: str) -> Path:
+    """The quickstart's corpus, or one that `overrides` make of it, made once."""
     corpus = work / "corpus"
     if not (corpus / "train" / "manifest.json").is_file():
-        words = ("-m", "roberta_dist.cli", "prepare", *PREPARE, f"output={corpus}")
+        words = ("-m", "roberta_dist.cli", "prepare", *PREPARE, *overrides, f"output={corpus}")
         command(*words, "progress=false", log=work / "prepare.log", threads=available_cores())
     return corpus
 

@@ -116,8 +116,7 @@ class Saver:
         """
         if self._under is None:
             return None
-        task = self._finishing or self._writing
-        assert task is not None
+        task = self._task()
         flags = torch.tensor([not task.done, task.done and task.error is not None])
         unfinished, failed = all_max(flags.int().to(self._device)).tolist()
         if unfinished:
@@ -132,13 +131,16 @@ class Saver:
     def finish(self) -> Outcome | None:
         """Wait for the save under way, if there is one, and tell how it ended. Every rank calls this."""
         while self._under is not None:
-            task = self._finishing or self._writing
-            assert task is not None
-            task.wait()
+            self._task().wait()
             outcome = self.poll()
             if outcome is not None:
                 return outcome
         return None
+
+    def _task(self) -> Task[Any]:
+        task = self._finishing or self._writing
+        assert task is not None, "no save is under way"
+        return task
 
     def _finish(self, under: _Under) -> None:
         assert self._writing is not None

@@ -67,12 +67,11 @@ def launch(config: PretrainConfig) -> int:
     while True:
         before = complete_checkpoints(paths)
         failure: LaunchError | None = None
-        code = HangError.exit_code
         try:
             code, interrupted = _attempt(config, paths, devices, workers)
         except LaunchError as error:
-            failure, interrupted = error, False
-        if interrupted or (failure is None and code != HangError.exit_code):
+            failure, code, interrupted = error, error.exit_code, False
+        if interrupted or code not in (LaunchError.exit_code, HangError.exit_code):
             return code
         delay = restarts.delay(progress=complete_checkpoints(paths) != before)
         if delay is None:

@@ -23,6 +23,11 @@ def packed_tensors(name: str) -> int:
     return 3 if name.endswith((".qkv.weight", ".qkv.bias")) else 1
 
 
+def full_rows(cu_seqlens: Tensor, tokens: int, max_seqlen: int) -> bool:
+    """Whether all rows have max_seqlen tokens: known from sizes, without a look at the values."""
+    return tokens == (cu_seqlens.numel() - 1) * max_seqlen
+
+
 def padding_plan(
     cu_seqlens: Tensor, tokens: int, max_seqlen: int
 ) -> tuple[Tensor | None, Tensor | None]:
@@ -37,9 +42,9 @@ def padding_plan(
         slot_T: int64 [T], index into [R · L]; None when all rows have L tokens (a view does).
         key_mask_R11L: bool [R, 1, 1, L], True at tokens; None likewise.
     """
-    rows = cu_seqlens.numel() - 1
-    if tokens == rows * max_seqlen:
+    if full_rows(cu_seqlens, tokens, max_seqlen):
         return None, None
+    rows = cu_seqlens.numel() - 1
     starts_R = cu_seqlens[:-1].long()
     lengths_R = cu_seqlens[1:].long() - starts_R
     # output_size spares a device-to-host sync.
@@ -150,7 +155,7 @@ class SelfAttention(nn.Module):
         """
         qkv = self.qkv(hidden_TH)  # [T, 3H]
         p = 0.0 if key_2 is None else self.dropout
-        full = len(hidden_TH) == (cu_seqlens.numel() - 1) * max_seqlen
+        full = full_rows(cu_seqlens, len(hidden_TH), max_seqlen)
         kernel = resolve_attention(self.kernels, hidden_TH.device, full)
         if kernel is Attention.blocked:
             starts = cu_seqlens.tolist()

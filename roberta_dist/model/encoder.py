@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from roberta_dist.config.model import Attention, KernelsConfig, ModelConfig
-from roberta_dist.model.attention import padding_plan
+from roberta_dist.model.attention import full_rows, padding_plan
 from roberta_dist.model.dropout import draw_keys
 from roberta_dist.model.heads import MaskedLanguageHead, NextSentenceHead
 from roberta_dist.model.kernels import choose_pieces, resolve_attention, resolve_cross_entropy
@@ -129,7 +129,7 @@ class RobertaForPretraining(nn.Module):
     ) -> Tensor:
         """Final hidden states [T, H]."""
         slot_T, key_mask_R11L = None, None
-        full = tokens_T.numel() == (cu_seqlens.numel() - 1) * max_seqlen
+        full = full_rows(cu_seqlens, tokens_T.numel(), max_seqlen)
         attention = resolve_attention(self.kernels, tokens_T.device, full)
         if attention is Attention.sdpa:
             slot_T, key_mask_R11L = padding_plan(cu_seqlens, tokens_T.numel(), max_seqlen)

@@ -18,8 +18,8 @@ from roberta_dist.stream.quarantine import Quarantine
 LOGGER = logging.getLogger(__name__)
 
 
-class Stopped(Exception):
-    """A rank was asked to stop; raised on all of them."""
+class Stopped(RobertaDistError):
+    """A rank was asked to stop; raised on all of them, and caught by the loop."""
 
 
 def in_step(
@@ -35,15 +35,12 @@ def in_step(
     """
     own = iter(batches)
 
-    def following() -> tuple[Batch | None, bool]:
-        return next(own, None), stop_requested()
+    def following() -> Batch | None:
+        if stop_requested():
+            raise Stopped("asked to stop in an evaluation")
+        return next(own, None)
 
-    while True:
-        batch, requested = on_all(following)
-        if any(gather_everywhere(requested)):
-            raise Stopped
-        if batch is None:
-            return
+    while (batch := on_all(following)) is not None:
         yield batch
 
 
@@ -86,8 +83,9 @@ class Feed:
     def take(self, row: int, stop_requested: bool, save_due: bool = False) -> list[Batch] | None:
         """The batch at `row`; None when a rank was asked to stop.
 
-        Ranks agree, so none is left waiting; `self.save_due` is what they agree on there. Where `data.quarantine_packs` allows it, packs that any
-        rank found damaged are out on all of them from this batch on, and it is read again.
+        Ranks agree, so none is left waiting; `self.save_due` is what they agree on there. Where
+        `data.quarantine_packs` allows it, packs that any rank found damaged are out on all of them
+        from this batch on, and it is read again.
 
         Raises:
             DataFault: on every rank when one could not read its part.

@@ -8,7 +8,7 @@ from dataclasses import replace
 from roberta_dist.config.guard import SpikeAction
 from roberta_dist.config.roots import PretrainConfig
 from roberta_dist.config.train import Precision
-from roberta_dist.engine.guards import charge_skip, is_overflow
+from roberta_dist.engine.guards import charge_skip, is_finite, is_overflow
 from roberta_dist.engine.result import StepResult
 from roberta_dist.errors import NonFiniteError
 from roberta_dist.train.journal import Journal, Reason, Skip
@@ -76,13 +76,16 @@ class Ledger:
                 LOGGER.warning(
                     "step %d: a loss spike: %.4f on rows [%d, %d)", moved.step, result.loss, *rows
                 )
-            losses = seen(result.loss, state.losses, self._guard.spike_window)
+            losses = state.losses
+            if is_finite(result.loss):  # a batch may have pairs alone
+                losses = seen(result.loss, losses, self._guard.spike_window)
             return replace(moved, optimizer_step=state.optimizer_step + 1, losses=losses)
         if result.masked_tokens + result.pairs == 0:
             LOGGER.warning("step %d: nothing masked in rows [%d, %d)", moved.step, *rows)
             return replace(moved, empty=state.empty + 1)
+        entry = Skip(moved.step, *rows, Reason.non_finite, str(result.loss), str(result.grad_norm))
         if self.passes_over(state):
-            self._note(moved.step, rows, Reason.listed, result)
+            self._note(replace(entry, reason=Reason.listed))
             return replace(moved, skipped=state.skipped + 1)
         if is_overflow(result, scale):
             smaller = scale.overflowed()
@@ -91,42 +94,35 @@ class Ledger:
                 *(moved.step, scale.scale, smaller.scale),
             )
             return replace(moved, loss_scale=smaller)
-        if not self._accepted(state, result):
-            self._leave_out(moved.step, rows, result, saved_step)
+        if is_finite(result.loss, result.grad_norm) and not self.accepts(state, result.loss):
+            self._leave_out(entry, saved_step)
             return replace(moved, skipped=state.skipped + 1)
         budget = self._config.train.skip_budget
         charged = charge_skip(
             moved.step, result.loss, result.grad_norm, rows, state.charged, budget
         )
-        self._note(moved.step, rows, Reason.non_finite, result)
+        self._note(entry)
         return replace(moved, charged=charged, skipped=state.skipped + 1)
 
-    def _accepted(self, state: TrainState, result: StepResult) -> bool:
-        finite = result.loss - result.loss == 0 and result.grad_norm - result.grad_norm == 0
-        return not finite or self.accepts(state, result.loss)
-
-    def _leave_out(
-        self, step: int, rows: tuple[int, int], result: StepResult, saved_step: int
-    ) -> None:
+    def _leave_out(self, entry: Skip, saved_step: int) -> None:
         """A spike that is acted upon."""
         rolls_back = self._guard.spike is SpikeAction.rollback and saved_step > 0
-        reason = Reason.rollback if rolls_back else Reason.spike
-        entry = Skip(step, *rows, reason, str(result.loss), str(result.grad_norm))
+        entry = replace(entry, reason=Reason.rollback if rolls_back else Reason.spike)
         used, budget = self._journal.count(Reason.spike, Reason.rollback), self._guard.spike_budget
         if used >= budget and not self._journal.knows(entry):
             raise NonFiniteError(
-                f"step {step}: a loss spike: {result.loss} on rows [{rows[0]}, {rows[1]}), "
-                f"and guard.spike_budget={budget} is used up",
+                f"step {entry.step}: a loss spike: {entry.loss} on rows "
+                f"[{entry.first_row}, {entry.end_row}), and guard.spike_budget={budget} is used up",
                 "lower optim.lr; or raise guard.spike_budget, or set guard.spike=warn",
             )
-        self._note(step, rows, reason, result)
+        self._note(entry)
         if rolls_back:
             raise RollBack
 
-    def _note(self, step: int, rows: tuple[int, int], reason: Reason, result: StepResult) -> None:
-        entry = Skip(step, *rows, reason, str(result.loss), str(result.grad_norm))
+    def _note(self, entry: Skip) -> None:
         self._journal.add(entry)
         LOGGER.warning(
             "step %d is left out (%s): loss=%s grad_norm=%s on rows [%d, %d)",
-            *(step, reason.value, result.loss, result.grad_norm, *rows),
+            *(entry.step, entry.reason.value, entry.loss, entry.grad_norm),
+            *(entry.first_row, entry.end_row),
         )

@@ -157,7 +157,7 @@ class Loop:
         began = time.perf_counter()
         batches = feed.take(self.state.next_row, self.stop.requested, self.saves.minutes_passed())
         if batches is None:
-            raise Stopped
+            raise Stopped("asked to stop")
         data_wait = time.perf_counter() - began
         if feed.save_due:
             self.saves.save(self.state, required=False)

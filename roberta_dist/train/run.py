@@ -96,11 +96,9 @@ def _attempt(
         lambda: _leave_exit_code(attempt, HangError.exit_code),
     )
     watchdog.beat()
+    journal = Journal(paths.skips, on_main(lambda: read_journal(paths.skips)), world.is_main)
     try:
         while True:
-            journal = Journal(
-                paths.skips, on_main(lambda: read_journal(paths.skips)), world.is_main
-            )
             try:
                 _fit(run, paths, stop, Ledger(config, journal), watchdog)
                 return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -50,6 +51,12 @@ def test_an_applied_step_moves_on(tmp_path):
     assert state.losses == (*CALM[1:], 5.0)
     assert state_from_json(json.loads(json.dumps(state.to_json({})))) == state
     assert journal.count(*Reason) == 0
+
+
+def test_a_batch_of_pairs_alone_leaves_the_window_as_it_is(tmp_path):
+    book, _ = ledger(tmp_path)
+    only_pairs = replace(result(math.nan, masked=0), pairs=4)
+    assert book.settle(TrainState(losses=CALM), only_pairs, 8, 0).losses == CALM
 
 
 def test_warn_applies_and_says_so(tmp_path, caplog):
