@@ -32,18 +32,6 @@ LAST = "checkpoints/step_00000040"
 KEEP = "checkpoint.keep_last=9"
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    return prepare_corpus(tmp_path_factory.mktemp("corpus") / "small")
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory, corpus):
-    run_dir = tmp_path_factory.mktemp("runs") / "whole"
-    finish(write_config(run_dir, corpus, KEEP, "checkpoint.asynchronous=false"), 2)
-    return run_dir
-
-
 def test_a_damaged_newest_checkpoint_costs_steps_and_no_digit(tmp_path, corpus, uninterrupted):
     run_dir = tmp_path / "run"
     config = write_config(run_dir, corpus, KEEP)
@@ -61,7 +49,6 @@ def test_a_damaged_newest_checkpoint_costs_steps_and_no_digit(tmp_path, corpus, 
     assert f"{shard}: " in ranks.output() and f"step_{newest - 10:08d}" in ranks.output()
     assert (run_dir / f"checkpoints/damaged_step_{newest:08d}").is_dir()
     assert deterministic(run_dir) == deterministic(uninterrupted)
-    # One was written beside the steps, the other waited for.
     assert same_weights(run_dir / LAST, uninterrupted / LAST)
 
 

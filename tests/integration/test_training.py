@@ -15,7 +15,6 @@ from run_support import (
     finish,
     losses,
     metrics,
-    prepare_corpus,
     same_weights,
     start,
     wait_for_step,
@@ -26,20 +25,6 @@ from roberta_dist.checkpoint.reader import latest_checkpoint, load_weights
 
 pytestmark = pytest.mark.world
 LAST = "checkpoints/step_00000040"
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    return prepare_corpus(tmp_path_factory.mktemp("corpus") / "small")
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory, corpus):
-    """Two ranks, ZeRO-1, never disturbed; dropout on; steps 3 and 4 traced."""
-    run_dir = tmp_path_factory.mktemp("runs") / "whole"
-    traced = ["train.profile=[3,5]", "train.profile_memory=true"]
-    finish(write_config(run_dir, corpus, "checkpoint.keep_last=9", *traced), 2)
-    return run_dir
 
 
 def test_a_run_leaves_what_it_promises(uninterrupted):
