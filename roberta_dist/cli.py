@@ -50,7 +50,7 @@ def _run(verb: str, config: Any) -> int:
 
             return prepare(config)
         case "launch":
-            from roberta_dist.launcher.local import launch
+            from roberta_dist.launcher.launch import launch
 
             return launch(config)
         case "pretrain":

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from plot_trainer import PICTURE, draw
 
 from roberta_dist.config.load import compose, flatten, load_yaml
-from roberta_dist.config.roots import PretrainConfig
+from roberta_dist.config.roots import LaunchConfig, PretrainConfig
 from roberta_dist.errors import ConfigError, RobertaDistError
 from roberta_dist.launcher.machine import available_cores
 from roberta_dist.runtime.files import atomic_write, write_json
@@ -86,7 +86,7 @@ def train_ours(run_dir: Path, settings: Sequence[str], threads: int) -> None:
     Raises:
         ConfigError: a run of other settings is there.
     """
-    config, paths = compose("launch", PretrainConfig, settings), RunPaths(run_dir)
+    config, paths = compose("launch", LaunchConfig, settings).run, RunPaths(run_dir)
     if paths.config_yaml.is_file():
         there = flatten(load_yaml(PretrainConfig, paths.config_yaml))
         other = sorted(key for key, value in flatten(config).items() if there[key] != value)

@@ -15,7 +15,7 @@ from typing import Any
 
 from roberta_dist.config.load import compose
 from roberta_dist.config.optim import Cooldown, Decay, ScheduleConfig
-from roberta_dist.config.roots import PretrainConfig
+from roberta_dist.config.roots import LaunchConfig
 from roberta_dist.optim.schedule import learning_rate
 from roberta_dist.report.picture import STYLE
 from roberta_dist.runtime.files import atomic_write
@@ -49,7 +49,7 @@ def _schedule(**values: Any) -> ScheduleConfig:
 
 def panels() -> dict[str, list[Curve]]:
     """Title → curves, in the order of docs/schedules.md."""
-    recipe = compose("launch", PretrainConfig, ["experiment=bert_large_lamb_64k"])
+    recipe = compose("launch", LaunchConfig, ["experiment=bert_large_lamb_64k"]).run
     polynomial, wsd = Decay.polynomial, Decay.wsd
     return {
         "linear": [

@@ -5,13 +5,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from roberta_dist.config.fields import free, require
+from roberta_dist.config.fields import free, group, require
+from roberta_dist.config.hosts import HostsConfig
+from roberta_dist.config.slurm import SlurmConfig
 
 
 class ClusterKind(str, Enum):
     """Where the launcher starts workers."""
 
     local = "local"
+    hostfile = "hostfile"
+    slurm = "slurm"
+
+
+class Fabric(str, Enum):
+    """What connects the nodes, and so which variables NCCL gets."""
+
+    auto = "auto"
+    ethernet = "ethernet"
+    infiniband = "infiniband"
+    roce = "roce"
 
 
 @dataclass(frozen=True)
@@ -19,13 +32,16 @@ class ClusterConfig:
     """Workers of one launch."""
 
     kind: ClusterKind = free(ClusterKind.local)
-    """`local`: this machine, through the `deepspeed` launcher."""
+    """`local`: this machine, through the `deepspeed` launcher; `hostfile`: machines reached by ssh;
+    `slurm`: a job of a SLURM cluster."""
+    nodes: int = free(1)
+    """Machines; for `hostfile` 0 takes all that the hostfile names."""
     workers_per_node: int = free(0)
     """Worker processes on a node; 0 means one an accelerator, or 1 without any."""
     threads_per_worker: int = free(0)
     """OMP_NUM_THREADS of a worker; 0 shares the cores out evenly."""
     restarts: int = free(3)
-    """Times in a row that `launch` starts the world again after a rank died or hung, without a new
+    """Times in a row that the world is started again after a rank died or hung, without a new
     checkpoint in between; 0 never does."""
     restart_delay_s: float = free(5.0)
     """Seconds before the first of them, doubled for each that follows."""
@@ -33,9 +49,24 @@ class ClusterConfig:
     """Start again with one worker less each time, down to 1."""
     master_port: int = free(0)
     """Port of the rendezvous; 0 takes a free one."""
+    interface: str | None = free(None)
+    """Network interface that workers talk through (NCCL_ and GLOO_SOCKET_IFNAME); null leaves it to
+    them."""
+    fabric: Fabric = free(Fabric.auto)
+    """`auto` leaves NCCL's own choice; `ethernet` sockets only; `infiniband`, `roce` its adapters."""
+    environment: dict[str, str] | None = free(None)
+    """Further variables of the workers. Never secrets: this is written into the run folder."""
+    hosts: HostsConfig = group(HostsConfig)
+    slurm: SlurmConfig = group(SlurmConfig)
 
     def __post_init__(self) -> None:
-        for key in ("workers_per_node", "threads_per_worker", "restarts", "restart_delay_s"):
+        for key in (
+            "nodes",
+            "workers_per_node",
+            "threads_per_worker",
+            "restarts",
+            "restart_delay_s",
+        ):
             value = vars(self)[key]
             require(value >= 0, f"cluster.{key}", value, "must be ≥ 0")
         require(
@@ -44,3 +75,18 @@ class ClusterConfig:
             self.master_port,
             "must be in [0, 65535]",
         )
+        require(
+            self.nodes == 1 or self.kind is not ClusterKind.local,
+            "cluster.nodes",
+            self.nodes,
+            "cluster=local is this one machine",
+            "choose cluster=hostfile or cluster=slurm",
+        )
+        for name in self.environment or ():
+            require(
+                name.isidentifier() and name.isascii(),
+                "cluster.environment",
+                repr(name),
+                "is no name of a variable",
+                "use letters, digits and underscores",
+            )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from roberta_dist.config.backend import check_backend
 from roberta_dist.config.cluster import ClusterConfig
@@ -83,6 +83,24 @@ class PretrainConfig:
             f"trace steps up to train.profile=[…,{last + 1}], or raise schedule.max_steps",
         )
         check_backend(self.optim, self.engine)
+
+
+@dataclass(frozen=True)
+class LaunchConfig(PretrainConfig):
+    """`roberta-dist launch`: a run, and how it is started."""
+
+    dry_run: bool = free(False)
+    """Print what would be started or submitted, and start nothing."""
+    prepare_first: list[str] = free([])
+    """Overrides of `prepare` (without `output`, which is data.path) whose corpus is made before:
+    for cluster=slurm as jobs that the training waits for."""
+
+    @property
+    def run(self) -> PretrainConfig:
+        """What the workers get."""
+        return PretrainConfig(
+            **{item.name: getattr(self, item.name) for item in fields(PretrainConfig)}
+        )
 
 
 @dataclass(frozen=True)
@@ -175,7 +193,7 @@ class ReportConfig:
 VERB_CONFIGS: dict[str, type] = {
     "prepare": PrepareConfig,
     "pretrain": PretrainConfig,
-    "launch": PretrainConfig,
+    "launch": LaunchConfig,
     "evaluate": EvaluateVerbConfig,
     "export": ExportConfig,
     "predict": PredictConfig,

@@ -10,13 +10,10 @@ import os
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
-from roberta_dist.config.load import to_yaml
 from roberta_dist.config.roots import PretrainConfig
-from roberta_dist.errors import ConfigError, HangError, LaunchError
+from roberta_dist.errors import HangError, LaunchError
 from roberta_dist.launcher.command import deepspeed_command, worker_count, worker_environment
 from roberta_dist.launcher.machine import (
     available_cores,
@@ -28,8 +25,7 @@ from roberta_dist.launcher.machine import (
 )
 from roberta_dist.launcher.processes import Interrupts, ProcessGroup
 from roberta_dist.launcher.restarts import Restarts, complete_checkpoints
-from roberta_dist.runtime.files import atomic_write
-from roberta_dist.runtime.remote_path import is_remote, refuse_secrets
+from roberta_dist.launcher.start import record_launch, say, write_config
 from roberta_dist.runtime.rundir import RunPaths, is_done, next_attempt
 
 POLL_S = 0.2
@@ -39,31 +35,29 @@ INTERRUPTED = 130
 MEANINGS = {2: "configuration", 3: "data fault", 4: "non-finite numbers", 5: "hang"}
 
 
-def launch(config: PretrainConfig) -> int:
+def launch_local(config: PretrainConfig) -> int:
     """Start or resume `config.run_dir` with `config.cluster` and wait for the end.
 
     A world of which a rank died or hung is started again, `cluster.restarts` times in a row without
     a new checkpoint.
 
+    Args:
+        config: with absolute paths.
+
     Returns:
-        0 for done (also if it was before) and for stopped on request (REQUEUE is left);
-        2 to 5 as the workers said; 130 if an interruption left nothing to go on from.
+        0 for done and for stopped on request (REQUEUE is left); 2 to 5 as the workers said; 130 if
+        an interruption left nothing to go on from.
 
     Raises:
-        ConfigError: the corpus is missing, or there are fewer accelerators than workers.
+        ConfigError: there are fewer accelerators than workers.
         StorageError: the run folder cannot be written.
         LaunchError: the workers ended without a word.
     """
-    config = with_absolute_paths(config)
     paths = RunPaths(Path(config.run_dir))
-    if is_done(paths, config.schedule.max_steps):
-        _say(f"{paths.root}: already complete")
-        return 0
-    for path in config.data.locations.values():
-        check_corpus(path)
     devices = find_devices(os.environ)
     workers = worker_count(config.cluster.workers_per_node, devices)
     restarts = Restarts(config.cluster)
+    record_launch(paths, config.cluster.kind)
     while True:
         before = complete_checkpoints(paths)
         failure: LaunchError | None = None
@@ -81,7 +75,7 @@ def launch(config: PretrainConfig) -> int:
         if config.cluster.shrink:
             workers = max(1, workers - 1)
         reason = failure.problem if failure else f"{paths.root}: a rank hung"
-        _say(f"{reason}; starting {workers} worker(s) again in {delay:g} s")
+        say(f"{reason}; starting {workers} worker(s) again in {delay:g} s")
         if not _wait(delay):
             return INTERRUPTED
 
@@ -103,7 +97,7 @@ def _attempt(
         resolved,
     )
     environ = _environment(config, attempt, workers, bool(devices))
-    _say(f"{paths.root}: {attempt.name}, {workers} worker(s); Ctrl-C saves and stops")
+    say(f"{paths.root}: {attempt.name}, {workers} worker(s); Ctrl-C saves and stops")
     code, interrupted = run_group(command, environ, attempt / "exit_code")
     return outcome(config, paths, attempt, code, interrupted), interrupted
 
@@ -117,56 +111,12 @@ def _wait(seconds: float) -> bool:
         return not interrupts.count
 
 
-def with_absolute_paths(config: PretrainConfig) -> PretrainConfig:
-    """`run_dir` and local corpora as every process sees them, wherever it starts."""
-    run_dir = Path(config.run_dir).expanduser().absolute()
-    corpora = config.data.corpora
-    data = replace(
-        config.data,
-        path=_absolute(config.data.path),
-        corpora=corpora and {name: _absolute(path) for name, path in corpora.items()},
-    )
-    return replace(config, run_dir=str(run_dir), data=data)
-
-
-def _absolute(path: str) -> str:
-    return path if is_remote(path) else str(Path(path).expanduser().absolute())
-
-
-def check_corpus(path: str) -> None:
-    """Refuse what is no corpus before anything is written; the workers look at remote ones.
-
-    Raises:
-        ConfigError: a folder without a prepared corpus, or a path that carries a secret.
-    """
-    if is_remote(path):
-        refuse_secrets(path)
-    elif not (Path(path) / "train" / "manifest.json").is_file():
-        raise ConfigError(
-            f"data.path={path}: no prepared corpus there (train/manifest.json is missing)",
-            f"run `roberta-dist prepare output={path}`, or give the folder that it wrote",
-        )
-
-
-def write_config(config: PretrainConfig, paths: RunPaths, attempt: Path) -> Path:
-    """Write the resolved configuration for the workers, and return its path.
-
-    The run's own config.yaml is written only if there is none: an attempt may be refused (an
-    identity key differs), and the workers replace it when they accept.
-    """
-    text = to_yaml(config)
-    atomic_write(attempt / "config.yaml", text)
-    if not paths.config_yaml.is_file():
-        atomic_write(paths.config_yaml, text)
-    return attempt / "config.yaml"
-
-
 def _environment(
     config: PretrainConfig, attempt: Path, workers: int, accelerated: bool
 ) -> dict[str, str]:
     extensions = extensions_folder(os.environ)
     for lock in clear_stale_locks(extensions) if extensions else ():
-        _say(f"removed {lock}: left by a killed build")
+        say(f"removed {lock}: left by a killed build")
     return worker_environment(
         os.environ,
         sys.executable,
@@ -202,13 +152,13 @@ def run_group(command: list[str], environ: Mapping[str, str], told: Path) -> tup
         finally:
             left = group.end(GRACE_S if patience > 0 else 1.0)
         if left and not answered and patience > 0:
-            _say(f"ended {left} process(es) that outlived the DeepSpeed launcher")
+            say(f"ended {left} process(es) that outlived the DeepSpeed launcher")
         return group.leader.returncode, bool(interrupts.count)
 
 
 def _answer(group: ProcessGroup, count: int) -> None:
     if count == 1 and group.ask_workers_to_stop():
-        _say("stopping: the workers save a checkpoint; a second Ctrl-C ends them at once")
+        say("stopping: the workers save a checkpoint; a second Ctrl-C ends them at once")
     else:
         group.end(0.0 if count > 1 else GRACE_S)
 
@@ -220,25 +170,20 @@ def outcome(
     recorded = attempt / "exit_code"
     told = int(recorded.read_text()) if recorded.is_file() else None
     if is_done(paths, config.schedule.max_steps):
-        _say(f"{paths.root}: done")
+        say(f"{paths.root}: done")
         return 0
     if paths.requeue.is_file():
-        _say(f"{paths.root}: stopped on request; the same command goes on from there")
+        say(f"{paths.root}: stopped on request; the same command goes on from there")
         return 0
     if told in MEANINGS:
-        _say(f"{paths.root}: the workers stopped ({MEANINGS[told]}); see {attempt}")
+        say(f"{paths.root}: the workers stopped ({MEANINGS[told]}); see {attempt}")
         return told
     if config.train.dry_run and code == 0 and told is None:
         return 0
     if interrupted:
-        _say(f"{paths.root}: interrupted")
+        say(f"{paths.root}: interrupted")
         return INTERRUPTED
     raise LaunchError(
         f"{paths.root}: the workers ended without finishing (DeepSpeed's launcher says {code})",
         f"read {attempt}/rank_*.log; the same command goes on from the last checkpoint",
     )
-
-
-def _say(message: str) -> None:
-    with suppress(OSError):  # the terminal may be gone; the run matters more
-        print(f"roberta-dist launch: {message}", file=sys.stderr, flush=True)

@@ -51,6 +51,16 @@ class RunPaths:
         return self.root / "REQUEUE"
 
     @property
+    def stop(self) -> Path:
+        """Left by `stop`: nothing starts this run again by itself; `launch` takes it away."""
+        return self.root / "STOP"
+
+    @property
+    def jobs(self) -> Path:
+        """One JSON object for each launch: kind, host and process or job."""
+        return self.root / "jobs.jsonl"
+
+    @property
     def attempts_log(self) -> Path:
         """One line an attempt."""
         return self.root / "attempts.log"

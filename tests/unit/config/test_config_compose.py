@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from roberta_dist.config.data import InputFormat
 from roberta_dist.config.load import compose, conf_dir, flatten, load_yaml, to_yaml
 from roberta_dist.config.optim import Decay, Optimizer
-from roberta_dist.config.roots import VERB_CONFIGS, PrepareConfig, PretrainConfig
+from roberta_dist.config.roots import VERB_CONFIGS, LaunchConfig, PrepareConfig, PretrainConfig
 from roberta_dist.config.train import Precision
 from roberta_dist.plan.flops import parameter_count
 
@@ -83,7 +83,7 @@ def test_each_option_of_a_group_composes(option):
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_each_recipe_composes_alike_for_both_verbs(name):
     config = compose("pretrain", PretrainConfig, [f"experiment={name}"])
-    assert config == compose("launch", PretrainConfig, [f"experiment={name}"])
+    assert config == compose("launch", LaunchConfig, [f"experiment={name}"]).run
     assert config != PretrainConfig()
 
 
@@ -100,7 +100,7 @@ def test_a_recipe_says_how_it_is_started(name):
     [("roberta_base", 6e-4, 24_000, 124_696_665), ("roberta_large", 4e-4, 30_000, 355_411_033)],
 )
 def test_the_published_recipes_are_table_9(name, lr, warmup, parameters):
-    config = compose("launch", PretrainConfig, [f"experiment={name}"])
+    config = compose("launch", LaunchConfig, [f"experiment={name}"]).run
     assert parameter_count(config.model, 50_265) == parameters
     assert (config.model.dropout, config.model.attention_dropout) == (0.1, 0.1)
     assert config.data.sequence_length == config.model.max_positions == 512
@@ -117,7 +117,7 @@ def test_the_published_recipes_are_table_9(name, lr, warmup, parameters):
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_a_worker_reads_what_the_launcher_wrote(name, tmp_path: Path):
-    config = compose("launch", PretrainConfig, [f"experiment={name}", "track.wandb_name='a: #1'"])
+    config = compose("launch", LaunchConfig, [f"experiment={name}", "track.wandb_name='a: #1'"]).run
     path = tmp_path / "config.yaml"
     path.write_text(to_yaml(config))
     assert load_yaml(PretrainConfig, path) == config

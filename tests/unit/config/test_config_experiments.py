@@ -9,7 +9,7 @@ import pytest
 
 from roberta_dist.config.load import compose, conf_dir
 from roberta_dist.config.optim import Decay
-from roberta_dist.config.roots import PretrainConfig
+from roberta_dist.config.roots import LaunchConfig, PretrainConfig
 from roberta_dist.optim.schedule import learning_rate, span_at
 from roberta_dist.plan.flops import training_flops
 
@@ -28,7 +28,7 @@ COSTED = sorted(
 
 
 def experiment(name: str) -> PretrainConfig:
-    return compose("launch", PretrainConfig, [f"experiment={name}"])
+    return compose("launch", LaunchConfig, [f"experiment={name}"]).run
 
 
 def two_digits(number: float) -> str:

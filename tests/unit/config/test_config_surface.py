@@ -36,9 +36,9 @@ def options(root: type, prefix: str = "") -> list[str]:
 
 
 def surface() -> str:
-    assert VERB_CONFIGS["launch"] is VERB_CONFIGS["pretrain"]
-    verbs = sorted(VERB_CONFIGS.keys() - {"launch"})
-    return "".join(f"{verb} {line}\n" for verb in verbs for line in options(VERB_CONFIGS[verb]))
+    lines = {verb: options(root) for verb, root in sorted(VERB_CONFIGS.items())}
+    lines["launch"] = [line for line in lines["launch"] if line not in lines["pretrain"]]
+    return "".join(f"{verb} {line}\n" for verb, own in lines.items() for line in own)
 
 
 def test_options_change_only_knowingly():

@@ -10,10 +10,12 @@ from roberta_dist.config.cluster import ClusterConfig
 from roberta_dist.config.data import DataConfig
 from roberta_dist.config.load import load_yaml
 from roberta_dist.config.optim import ScheduleConfig
-from roberta_dist.config.roots import PretrainConfig
+from roberta_dist.config.roots import LaunchConfig, PretrainConfig
 from roberta_dist.config.train import TrainConfig
 from roberta_dist.errors import ConfigError, LaunchError, StorageError
 from roberta_dist.launcher import local
+from roberta_dist.launcher.launch import launch
+from roberta_dist.launcher.start import with_absolute_paths
 from roberta_dist.runtime.rundir import RunPaths
 
 pytestmark = pytest.mark.unit
@@ -24,7 +26,7 @@ def config(tmp_path):
     corpus = tmp_path / "corpus"
     (corpus / "train").mkdir(parents=True)
     (corpus / "train" / "manifest.json").write_text("{}")
-    return PretrainConfig(
+    return LaunchConfig(
         run_dir=str(tmp_path / "run"),
         data=DataConfig(path=str(corpus)),
         schedule=ScheduleConfig(max_steps=10, warmup_steps=1),
@@ -96,27 +98,27 @@ def test_launch_writes_the_configuration_and_starts_the_workers(config, monkeypa
     monkeypatch.setattr(local, "run_group", run_group)
     monkeypatch.chdir(tmp_path)
     relative = replace(config, run_dir="run", data=DataConfig(path="corpus"))
-    assert local.launch(relative) == 0
+    assert launch(relative) == 0
     ((command, environ),) = seen
     written = tmp_path / "run" / "logs" / "attempt_000" / "config.yaml"
     assert command[-1] == str(written) and "--master_port=5" in command
     assert environ["OMP_NUM_THREADS"] == "3"
-    assert load_yaml(PretrainConfig, written) == config
-    assert load_yaml(PretrainConfig, tmp_path / "run" / "config.yaml") == config
+    assert load_yaml(PretrainConfig, written) == config.run
+    assert load_yaml(PretrainConfig, tmp_path / "run" / "config.yaml") == config.run
     # done: nothing is started again
-    assert local.launch(relative) == 0 and len(seen) == 1
+    assert launch(relative) == 0 and len(seen) == 1
 
 
 def test_a_refused_attempt_leaves_the_runs_configuration_alone(config, monkeypatch):
     monkeypatch.setattr(local, "run_group", lambda command, environ, told: (1, False))
     with pytest.raises(LaunchError):
-        local.launch(config)
+        launch(config)
     other = replace(config, schedule=ScheduleConfig(max_steps=99, warmup_steps=1))
     with pytest.raises(LaunchError):
-        local.launch(other)
+        launch(other)
     run_dir = Path(config.run_dir)
-    assert load_yaml(PretrainConfig, run_dir / "config.yaml") == config
-    assert load_yaml(PretrainConfig, run_dir / "logs" / "attempt_001" / "config.yaml") == other
+    assert load_yaml(PretrainConfig, run_dir / "config.yaml") == config.run
+    assert load_yaml(PretrainConfig, run_dir / "logs" / "attempt_001" / "config.yaml") == other.run
 
 
 def test_a_requeue_of_the_last_attempt_does_not_speak_for_this_one(config, monkeypatch):
@@ -125,25 +127,25 @@ def test_a_requeue_of_the_last_attempt_does_not_speak_for_this_one(config, monke
     leave(paths.requeue, 3, "signal")
     monkeypatch.setattr(local, "run_group", lambda command, environ, told: (1, False))
     with pytest.raises(LaunchError):
-        local.launch(config)
+        launch(config)
 
 
 def test_no_corpus_no_worker(config, tmp_path):
     with pytest.raises(ConfigError, match="elsewhere"):
-        local.launch(replace(config, data=DataConfig(path=str(tmp_path / "elsewhere"))))
+        launch(replace(config, data=DataConfig(path=str(tmp_path / "elsewhere"))))
     assert not Path(config.run_dir).exists()
 
 
 def test_a_run_folder_that_cannot_be_made(config, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match="file"):
-        local.launch(replace(config, run_dir=str(tmp_path / "file" / "run")))
+        launch(replace(config, run_dir=str(tmp_path / "file" / "run")))
 
 
 @pytest.mark.parametrize("path", ["s3://bucket/mine", "https://host/mine", "pipe:cat /mine/{}"])
 def test_a_remote_corpus_keeps_its_path(config, path):
     data = DataConfig(path=path, corpora={"far": path, "near": "corpora/mine"})
-    made = local.with_absolute_paths(replace(config, run_dir="run", data=data))
+    made = with_absolute_paths(replace(config, run_dir="run", data=data))
     assert made.data.path == made.data.corpora["far"] == path
     assert Path(made.run_dir).is_absolute() and Path(made.data.corpora["near"]).is_absolute()
 
@@ -152,13 +154,13 @@ def test_every_corpus_of_a_mixture_is_looked_at(config):
     there = config.data.path
     data = DataConfig(path="/none", corpora={"there": there, "gone": "/gone"})
     with pytest.raises(ConfigError, match=r"data\.path=/gone: no prepared corpus there"):
-        local.launch(replace(config, data=data))
+        launch(replace(config, data=data))
 
 
 def test_a_secret_in_a_path_is_refused_before_it_is_written(config):
     data = DataConfig(path="https://me:hunter2@host/mine")
     with pytest.raises(ConfigError, match="carries a user name") as caught:
-        local.launch(replace(config, data=data))
+        launch(replace(config, data=data))
     assert "hunter2" not in str(caught.value) and not Path(config.run_dir).exists()
 
 
@@ -178,9 +180,9 @@ def test_a_world_that_breaks_is_started_again_until_it_stands_still(config, monk
     monkeypatch.setattr(local, "find_devices", lambda environ: [])
     monkeypatch.setattr(local, "run_group", run_group)
     with pytest.raises(LaunchError):
-        local.launch(replace(config, cluster=cluster))
+        launch(replace(config, cluster=cluster))
     assert worlds == ["--num_gpus=2", "--num_gpus=1", "--num_gpus=1"]
     worlds.clear()
     monkeypatch.setattr(local, "run_group", lambda *given: (run_group(*given)[0], True))
-    assert local.launch(replace(config, cluster=cluster)) == 130
+    assert launch(replace(config, cluster=cluster)) == 130
     assert len(worlds) == 1

@@ -1,0 +1,53 @@
+"""`cluster.hosts`: machines that are reached by ssh."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from roberta_dist.config.fields import free, require
+
+
+class Runner(str, Enum):
+    """Who starts the node launchers."""
+
+    ssh = "ssh"
+    pdsh = "pdsh"
+
+
+@dataclass(frozen=True)
+class HostsConfig:
+    """A hostfile and how its machines are reached; used by `cluster=hostfile` alone."""
+
+    file: str = free("hostfile")
+    """Hostfile of DeepSpeed's form: a line `HOST slots=N` a machine; `#` begins a comment."""
+    include: str = free("")
+    """DeepSpeed's `--include`: `host1@host2:0,2` takes these machines and slots only."""
+    exclude: str = free("")
+    """DeepSpeed's `--exclude`, of the same form."""
+    runner: Runner = free(Runner.ssh)
+    """`ssh`: one connection a machine, held by `launch`; `pdsh`: DeepSpeed's own runner."""
+    ssh_options: list[str] = free([])
+    """Further arguments of ssh, for instance [-F,/path/to/config]."""
+    forward: list[str] = free([])
+    """Names of variables of this shell that the workers get too; secrets travel here, over ssh's
+    standard input, and are written nowhere."""
+    connect_timeout_s: float = free(10.0)
+    """Seconds in which a machine must answer."""
+    master_addr: str | None = free(None)
+    """Address of the rendezvous; null takes that of the first machine."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.connect_timeout_s > 0,
+            "cluster.hosts.connect_timeout_s",
+            self.connect_timeout_s,
+            "must be positive",
+        )
+        require(
+            not (self.include and self.exclude),
+            "cluster.hosts.exclude",
+            self.exclude,
+            f"and cluster.hosts.include={self.include} exclude each other",
+            "give one of them",
+        )

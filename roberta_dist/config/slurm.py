@@ -1,0 +1,106 @@
+"""`cluster.slurm`: the job that a SLURM cluster is asked for."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import Enum
+
+from roberta_dist.config.fields import free, require
+
+TIME = re.compile(r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}")
+
+
+class Transport(str, Enum):
+    """Who starts the workers inside a job."""
+
+    srun = "srun"
+    deepspeed = "deepspeed"
+
+
+class Container(str, Enum):
+    """What the workers run in."""
+
+    none = "none"
+    pyxis = "pyxis"
+    apptainer = "apptainer"
+
+
+@dataclass(frozen=True)
+class SlurmConfig:
+    """Lines of the job script; used by `cluster=slurm` alone."""
+
+    job_name: str | None = free(None)
+    """Name of the job; null takes the run folder's."""
+    partition: str | None = free(None)
+    """Partition; null takes the cluster's default."""
+    account: str | None = free(None)
+    """Account that is charged."""
+    qos: str | None = free(None)
+    """Quality of service."""
+    reservation: str | None = free(None)
+    """Reservation to run in."""
+    constraint: str | None = free(None)
+    """Node features that are asked for, such as `h100`."""
+    exclude: list[str] = free([])
+    """Nodes that must not be used."""
+    time: str = free("24:00:00")
+    """Time limit, as SLURM writes it: `minutes`, `HH:MM:SS` or `D-HH:MM:SS`."""
+    gpus_per_node: int | None = free(None)
+    """GPUs asked of a node; null asks for one a worker, 0 for none."""
+    gpu_type: str | None = free(None)
+    """Type of the generic resource, as in `--gpus-per-node=TYPE:8`."""
+    cpus_per_task: int = free(0)
+    """Cores of a worker; 0 leaves it to the cluster."""
+    memory: str | None = free("0")
+    """Memory of a node: `0` is all of it, null the cluster's default."""
+    exclusive: bool = free(True)
+    """Take whole nodes."""
+    mail_user: str | None = free(None)
+    """Address that is told of the end and of failures."""
+    extra: list[str] = free([])
+    """Further `#SBATCH` options, such as `--switches=1`, one an entry."""
+    transport: Transport = free(Transport.srun)
+    """`srun`: one task a worker; `deepspeed`: one `deepspeed` launcher a node."""
+    signal_lead_s: int = free(180)
+    """Seconds before the time limit at which the run is asked to save; SLURM may be up to 60 s early."""
+    requeues: int = free(20)
+    """Times that a job goes back into the queue after a time limit, a preemption or a failure;
+    two attempts in a row that end at the same step stop it before."""
+    chain: int = free(1)
+    """Jobs submitted at once, each after the one before has ended, for runs longer than one limit
+    on clusters that do not requeue."""
+    prologue: list[str] = free([])
+    """Lines of shell before the workers start, written as they are: `module load …`, `source …`."""
+    python: str | None = free(None)
+    """Interpreter on the nodes; null takes the one that runs `launch`."""
+    container: Container = free(Container.none)
+    """`pyxis` (`srun --container-image`) or `apptainer`."""
+    container_image: str | None = free(None)
+    """Image of the container."""
+    container_mounts: list[str] = free([])
+    """`SOURCE:TARGET` folders seen inside; the run folder and the corpora are added."""
+    preflight: bool = free(True)
+    """Look at every node before the workers start, and leave out those that are not fit."""
+    spare_nodes: int = free(0)
+    """Nodes asked for beyond cluster.nodes, so that the look before may leave some out."""
+
+    def __post_init__(self) -> None:
+        require(
+            bool(TIME.fullmatch(self.time)),
+            "cluster.slurm.time",
+            repr(self.time),
+            "is no time limit",
+            "write minutes, HH:MM:SS or D-HH:MM:SS",
+        )
+        for key in ("gpus_per_node", "cpus_per_task", "signal_lead_s", "requeues", "spare_nodes"):
+            value = vars(self)[key] or 0
+            require(value >= 0, f"cluster.slurm.{key}", value, "must be ≥ 0")
+        require(self.chain >= 1, "cluster.slurm.chain", self.chain, "must be ≥ 1")
+        require(
+            self.container is Container.none or bool(self.container_image),
+            "cluster.slurm.container_image",
+            self.container_image,
+            f"cluster.slurm.container={self.container.value} needs an image",
+            "give cluster.slurm.container_image=IMAGE",
+        )

@@ -1,0 +1,38 @@
+"""`launch`: one command that starts or resumes a run, whatever the cluster."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from roberta_dist.config.cluster import ClusterKind
+from roberta_dist.config.roots import LaunchConfig
+from roberta_dist.launcher.local import launch_local
+from roberta_dist.launcher.start import check_corpus, say, with_absolute_paths
+from roberta_dist.runtime.rundir import RunPaths, is_done
+
+
+def launch(config: LaunchConfig) -> int:
+    """Start or resume `config.run_dir` where `config.cluster` says.
+
+    Returns:
+        0 for done (also if it was before), for stopped on request (REQUEUE is left) and for
+        submitted; otherwise what the workers said.
+
+    Raises:
+        ConfigError: the corpus is missing, or the cluster cannot be what was asked for.
+        StorageError: the run folder cannot be written.
+        LaunchError: the workers could not be started, or ended without a word.
+    """
+    run = with_absolute_paths(config.run)
+    paths = RunPaths(Path(run.run_dir))
+    if is_done(paths, run.schedule.max_steps):
+        say(f"{paths.root}: already complete")
+        return 0
+    if not config.prepare_first:
+        for path in run.data.locations.values():
+            check_corpus(path)
+    match run.cluster.kind:
+        case ClusterKind.local:
+            return launch_local(run)
+        case ClusterKind.hostfile | ClusterKind.slurm:
+            raise NotImplementedError
