@@ -93,6 +93,7 @@ def _start(
         config={key: str(getattr(v, "value", v)) for key, v in hyperparameters.items()},
         settings=wandb.Settings(
             console="off",
+            host="",  # W&B adds the machine's name where there is none
             disable_code=True,
             disable_git=True,
             save_code=False,
@@ -103,5 +104,6 @@ def _start(
             silent=True,
             init_timeout=INIT_TIMEOUT_S,
             finish_timeout=FINISH_TIMEOUT_S,
+            finish_timeout_raises=True,
         ),
     )
