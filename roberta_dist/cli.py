@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from roberta_dist.config.load import run_verb
 from roberta_dist.config.roots import VERB_CONFIGS
+from roberta_dist.config.watch import Upload
 from roberta_dist.runtime.leave import end_process
 
 INTERRUPTED = 130
@@ -23,7 +24,7 @@ VERBS = {
     "evaluate": "held-out loss of a checkpoint (run_dir=) or of an exported folder (model_path=)",
     "export": "checkpoint → Hugging Face folder, compared with transformers before it is accepted",
     "predict": "task=fill_mask: what an exported model puts in place of <mask>",
-    "report": "a run folder's metrics as a picture",
+    "report": "a run folder's metrics as a picture, and as one W&B run (upload=wandb)",
     "doctor": "what this machine has and what a run here would use",
 }
 """Verb and what it does, in the order of the walk."""
@@ -72,7 +73,12 @@ def _run(verb: str, config: Any) -> int:
         case "report":
             from roberta_dist.report.run import report
 
-            return report(config)
+            code = report(config)
+            if config.upload is not Upload.none:
+                from roberta_dist.track.wandb_upload import upload_run
+
+                upload_run(config)
+            return code
         case "doctor":
             from roberta_dist.doctor import doctor
 

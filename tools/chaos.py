@@ -1,8 +1,8 @@
 """Hurt a run again and again, and see whether it ends as if nothing had happened.
 
-    python tools/chaos.py WORK [--seed 1] [--kills 25] [--faults kill,save] [KEY=VALUE ...]
+    python tools/chaos.py WORK [--seed 1] [--kills 25] [--faults kill,save] [--workers 2] [KEY=VALUE ...]
 
-Trains the same small model twice with `roberta-dist launch` on two ranks: WORK/whole undisturbed, WORK/run
+Trains the same small model twice with `roberta-dist launch` on --workers ranks: WORK/whole undisturbed, WORK/run
 with a fault in each N-th part of its steps, at a step and on a rank drawn from the seed. KEY=VALUE
 changes both (`engine.stage=2`). The launcher starts the world again by itself; only what a scheduler
 would start again (a run that stopped on request) is started again here.
@@ -45,7 +45,6 @@ from roberta_dist.runtime.rundir import RunPaths
 
 FAULTS = ("kill", "save", "term", "stop", "corrupt", "disk")
 STEPS_PER_FAULT = 40
-WORLD = 2
 POLL_S = 0.002
 PATIENCE_S = 180.0
 """Longest wait for a run to reach a step, or for a fault to show."""
@@ -56,18 +55,19 @@ COMMON = (
     "train.micro_batch_size=4", "optim.lr=2e-3", "schedule.warmup_steps=4", "schedule.decay=constant",
     "checkpoint.every_steps=10", "evaluate.every_steps=50", "evaluate.max_rows=32",
     "track.wandb=disabled", "track.tensorboard=false", "track.progress=false",
-    f"cluster.workers_per_node={WORLD}", "cluster.threads_per_worker=1", "cluster.restart_delay_s=0",
-    "train.hang_timeout_s=15",
+    "cluster.threads_per_worker=1", "cluster.restart_delay_s=0", "train.hang_timeout_s=15",
 )  # fmt: skip
 
 
 class RunUnderTest:
     """A launch that is started again when it stopped on request."""
 
-    def __init__(self, run_dir: Path, settings: list[str]) -> None:
+    def __init__(self, run_dir: Path, workers: int, settings: list[str]) -> None:
         self.paths = RunPaths(run_dir)
+        self.workers = workers
         self._command = [
-            sys.executable, "-m", "roberta_dist.cli", "launch", f"run_dir={run_dir}", *settings,
+            sys.executable, "-m", "roberta_dist.cli", "launch", f"run_dir={run_dir}",
+            f"cluster.workers_per_node={workers}", *settings,
         ]  # fmt: skip
         run_dir.parent.mkdir(parents=True, exist_ok=True)
         self._log = open(run_dir.parent / f"{run_dir.name}.log", "ab")  # noqa: SIM115
@@ -130,7 +130,7 @@ def hurt(run: RunUnderTest, fault: str, draw: random.Random) -> bool:
         return fill_disk(run)
     if fault == "corrupt":
         flip_a_bit(run.paths.checkpoints, draw)
-    if not wait_for(run, lambda: len(run.ranks()) == WORLD):
+    if not wait_for(run, lambda: len(run.ranks()) == run.workers):
         return False
     rank = draw.choice(run.ranks())
     # The rank is looked up before: a save takes less time than that.
@@ -183,7 +183,7 @@ def lost_steps(paths: RunPaths) -> int:
 
 
 def chaos(
-    work: Path, seed: int, kills: int, faults: list[str], overrides: list[str]
+    work: Path, seed: int, kills: int, faults: list[str], workers: int, overrides: list[str]
 ) -> dict[str, Any]:
     """Both runs, and what came of them."""
     work = work.absolute()
@@ -196,10 +196,10 @@ def chaos(
         *overrides,
     ]
     began, draw, done = time.monotonic(), random.Random(seed), 0
-    whole = RunUnderTest(work / "whole", settings)
+    whole = RunUnderTest(work / "whole", workers, settings)
     if whole.process.wait():
         raise SystemExit(f"chaos: the undisturbed run failed; see {work / 'whole.log'}")
-    run = RunUnderTest(work / "run", settings)
+    run = RunUnderTest(work / "run", workers, settings)
     for part in tqdm(range(kills), unit="fault"):
         target = part * STEPS_PER_FAULT + draw.randrange(1, STEPS_PER_FAULT)
         if not wait_for(run, lambda target=target: run.step() >= target):
@@ -215,6 +215,7 @@ def chaos(
         "identical": same and first_tensor(work / "whole", work / "run") is None,
         "seed": seed,
         "faults": faults,
+        "workers": workers,
         "steps": steps,
         "attempts": len(list(run.paths.logs.iterdir())),
         "seconds": round(time.monotonic() - began),
@@ -231,12 +232,15 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--kills", type=int, default=25)
     parser.add_argument("--faults", default="kill,save", help="comma-separated, drawn from")
+    parser.add_argument("--workers", type=int, default=2, help="ranks")
     options = parser.parse_intermixed_args()
     faults = options.faults.split(",")
     unknown = sorted(set(faults) - set(FAULTS))
     if unknown:
         parser.error(f"--faults {','.join(unknown)}: must be of {', '.join(FAULTS)}")
-    result = chaos(options.work, options.seed, options.kills, faults, options.overrides)
+    result = chaos(
+        *(options.work, options.seed, options.kills, faults, options.workers, options.overrides)
+    )
     print(json.dumps(result))
     return 0 if result["survived"] and result["identical"] else 1
 

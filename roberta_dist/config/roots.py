@@ -14,7 +14,7 @@ from roberta_dist.config.model import KernelsConfig, ModelConfig
 from roberta_dist.config.optim import OptimConfig, ScheduleConfig
 from roberta_dist.config.prepare import PrepareTaskConfig
 from roberta_dist.config.train import CheckpointConfig, EngineConfig, TrainConfig
-from roberta_dist.config.watch import EvaluateConfig, TrackConfig
+from roberta_dist.config.watch import EvaluateConfig, TrackConfig, Upload, UploadMode
 
 
 @dataclass(frozen=True)
@@ -188,6 +188,11 @@ class ReportConfig:
     """Run folder."""
     output: str | None = free(None)
     """PNG to write; null is RUN/metrics.png."""
+    upload: Upload = free(Upload.none)
+    """`wandb` also makes one W&B run of metrics.jsonl, below RUN/upload, with the run's own
+    `track.wandb_project` and `track.wandb_name`; a second call replaces it."""
+    upload_mode: UploadMode = free(UploadMode.offline)
+    """`offline` writes and sends nothing, even where a key is found; `online` sends at once."""
 
 
 VERB_CONFIGS: dict[str, type] = {

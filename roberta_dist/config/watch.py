@@ -36,6 +36,20 @@ class WandbMode(str, Enum):
     online = "online"
 
 
+class Upload(str, Enum):
+    """Where `report` rebuilds a run from its metrics."""
+
+    none = "none"
+    wandb = "wandb"
+
+
+class UploadMode(str, Enum):
+    """Whether an upload leaves this machine at once."""
+
+    offline = "offline"
+    online = "online"
+
+
 @dataclass(frozen=True)
 class TrackConfig:
     """`metrics.jsonl` is always written; the rest is optional."""

@@ -29,10 +29,13 @@ from torch.optim import Optimizer
 
 from roberta_dist.optim.lamb_arithmetic import (
     SMALL,
+    Flat,
     Part,
     direction_in_blocks,
     direction_of,
     elements_of,
+    move,
+    norms_of,
     plain_step,
 )
 
@@ -96,8 +99,10 @@ class Lamb(Optimizer):
         self._all_sum: Callable[[Tensor], Tensor] = lambda norms: norms
         elements = sum(p.numel() for group in self.param_groups for p in group["params"])
         self._direction: Direction = direction_in_blocks
+        self._move_whole: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None] | None = None
         if elements >= COMPILED_FROM:
             self._direction = torch.compile(direction_of, dynamic=True)
+            self._move_whole = torch.compile(move, dynamic=True)
 
     def bind(
         self,
@@ -119,7 +124,7 @@ class Lamb(Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One update of the tensors in `param_groups`; one sum over ranks if any is adapted."""
-        parts: list[Part] = []
+        moving: list[Flat] = []
         adapts: torch.device | None = None
         for group in self.param_groups:
             ratio = bool(self.nvlamb or group["weight_decay"])
@@ -132,14 +137,16 @@ class Lamb(Optimizer):
                     self._plain_step([f for f in flats if f.numel() <= SMALL], factors, group["lr"])
                     flats = [flat for flat in flats if flat.numel() > SMALL]
                 for flat in flats:
-                    parts += self._parts(flat, ratio, len(parts), scalars, group["lr"])
-        # In three tight loops: a kernel leaves nothing of the interpreter in the caches.
-        norms = [self._move(part) for part in parts]
+                    parts = self._parts(flat, ratio, sum(len(known.parts) for known in moving))
+                    moving.append(Flat(group["lr"], scalars, self._whole(flat), parts))
+        # In tight loops: a kernel leaves nothing of the interpreter in the caches.
+        norms = [self._move(flat) for flat in moving]
         # A rank whose flat tensors are padding only has no norm to give, but is waited for.
-        ratios = [] if adapts is None else self._ratios(parts, norms, adapts)
-        for part in parts:
-            ratio_now = 1.0 if part.tensor is None else ratios[part.tensor]
-            part.weight.add_(part.update, alpha=-part.lr * ratio_now)
+        ratios = [] if adapts is None else self._ratios(moving, norms, adapts)
+        for flat_now in moving:
+            for part in flat_now.parts:
+                ratio_now = 1.0 if part.tensor is None else ratios[part.tensor]
+                part.weight.add_(part.update, alpha=-flat_now.lr * ratio_now)
 
     def _by_step(self, group: dict[str, Any]) -> dict[float, list[Tensor]]:
         """Count one more update of the group's tensors; how many they have had now → tensors.
@@ -176,37 +183,52 @@ class Lamb(Optimizer):
         second = [self.state[flat]["exp_avg_sq"] for flat in flats]
         plain_step(list(flats), gradients, first, second, factors, lr)
 
-    def _parts(
-        self, flat: Tensor, ratio: bool, known: int, factors: Tensor, lr: float
-    ) -> list[Part]:
-        """What the update of `flat` works on, by segment; `known` counts the parts before these."""
+    def _whole(self, flat: Tensor) -> Part:
+        state = self.state[flat]
+        tensors = (flat, _gradient(flat), state["exp_avg"], state["exp_avg_sq"])
+        return Part(None, *(elements_of(tensor, 0, flat.numel()) for tensor in tensors))
+
+    def _parts(self, flat: Tensor, ratio: bool, known: int) -> list[Part]:
+        """The segments of `flat`; `known` counts the parts before these."""
         segments: Sequence[Segment] = [Segment(known, 0, flat.numel())]
         if ratio and self._segments:
             segments = self._segments[flat]
         state = self.state[flat]
-        tensors = (flat, _gradient(flat), state["exp_avg"], state["exp_avg_sq"])
+        moments = (state["exp_avg"], state["exp_avg_sq"])
+        tensors = [tensor.detach().view(-1) for tensor in (flat, _gradient(flat), *moments)]
         parts = []
+        # A GPU gets the whole compiled, and plain views cost its host a third.
+        cut = _view if flat.is_cuda else elements_of
         for segment in segments:
-            views = (elements_of(tensor, segment.offset, segment.length) for tensor in tensors)
-            parts.append(Part(segment.tensor if ratio else None, lr, factors, *views))
+            views = (cut(tensor, segment.offset, segment.length) for tensor in tensors)
+            parts.append(Part(segment.tensor if ratio else None, *views))
         return parts
 
-    def _move(self, part: Part) -> Tensor:
-        """Put the update where the gradient was; returns the squared norms."""
-        # What is compiled is for any length, but whether it runs in parallel is decided by the first.
-        direction = self._direction if part.weight.numel() > SMALL else direction_in_blocks
-        return direction(part.weight, part.update, part.first, part.second, part.factors)
+    def _move(self, flat: Flat) -> Tensor:
+        """Put the update where the gradient was; returns the squared norms [parts, 2]."""
+        if not flat.parts:
+            return flat.whole.weight.new_zeros(0, 2, dtype=torch.float64)
+        if self._move_whole is not None and flat.whole.weight.is_cuda:
+            # A call costs the host more than the GPU: all segments at once, then all norms.
+            self._move_whole(*flat.whole[1:], flat.factors)
+            return norms_of(flat.parts)
+        norms = []
+        for part in flat.parts:
+            # What is compiled is for any length, but whether it runs in parallel is decided by the first.
+            direction = self._direction if part.weight.numel() > SMALL else direction_in_blocks
+            norms.append(direction(*part[1:], flat.factors))
+        return torch.stack(norms)
 
     def _ratios(
-        self, parts: Sequence[Part], norms: Sequence[Tensor], device: torch.device
+        self, moving: Sequence[Flat], norms: Sequence[Tensor], device: torch.device
     ) -> list[float]:
         """Trust ratio by tensor index, from this rank's parts and every other's."""
-        squares = torch.zeros(self._tensors or len(parts), 2, dtype=torch.float64, device=device)
-        pairs = zip(parts, norms, strict=True)
-        own = [(part.tensor, norm) for part, norm in pairs if part.tensor is not None]
+        tensors = [part.tensor for flat in moving for part in flat.parts]
+        squares = torch.zeros(self._tensors or len(tensors), 2, dtype=torch.float64, device=device)
+        own = [(i, tensor) for i, tensor in enumerate(tensors) if tensor is not None]
         if own:
-            index = torch.tensor([tensor for tensor, _ in own], device=device)
-            squares.index_add_(0, index, torch.stack([norm for _, norm in own]))
+            rows, index = torch.tensor(own, device=device).unbind(1)
+            squares.index_add_(0, index, torch.cat(list(norms))[rows])
         weight, update = self._all_sum(squares).sqrt().unbind(1)
         both = (weight > 0) & (update > 0)
         ratios = torch.where(both, weight / update, 1.0)
@@ -216,6 +238,10 @@ class Lamb(Optimizer):
         seen = (weight > 0).tolist()
         self.trust_ratios |= {i: ratio for i, ratio in enumerate(values) if seen[i]}
         return values
+
+
+def _view(tensor: Tensor, offset: int, length: int) -> Tensor:
+    return tensor.narrow(0, offset, length)
 
 
 def _gradient(flat: Tensor) -> Tensor:

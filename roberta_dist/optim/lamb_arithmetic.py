@@ -18,24 +18,36 @@ SMALL = 1 << 16
 
 
 class Part(NamedTuple):
-    """What the update of one segment works on: 1-D tensors that share a storage with others.
+    """A segment of a flat tensor: 1-D tensors that share a storage with others.
 
     Attributes:
         tensor: index of the tensor that has a trust ratio; None where none is taken.
-        lr: learning rate.
-        factors: the scalars.
         weight: moved in the end.
         update: holds the gradient, then u.
         first, second: moments.
     """
 
     tensor: int | None
-    lr: float
-    factors: Tensor
     weight: Tensor
     update: Tensor
     first: Tensor
     second: Tensor
+
+
+class Flat(NamedTuple):
+    """What one update of a flat tensor works on.
+
+    Attributes:
+        lr: learning rate.
+        factors: the scalars.
+        whole: everything, as one part.
+        parts: its segments.
+    """
+
+    lr: float
+    factors: Tensor
+    whole: Part
+    parts: list[Part]
 
 
 def elements_of(tensor: Tensor, offset: int, length: int) -> Tensor:
@@ -50,6 +62,16 @@ def elements_of(tensor: Tensor, offset: int, length: int) -> Tensor:
 
 def direction_of(weight: Tensor, gradient: Tensor, m: Tensor, v: Tensor, factors: Tensor) -> Tensor:
     """Move the moments and put u where the gradient was; returns [‖w‖², ‖u‖²], float64."""
+    update = _move(weight, gradient, m, v, factors)
+    return torch.stack([(weight.double() ** 2).sum(), (update.double() ** 2).sum()])
+
+
+def move(weight: Tensor, gradient: Tensor, m: Tensor, v: Tensor, factors: Tensor) -> None:
+    """`direction_of` without the norms."""
+    _move(weight, gradient, m, v, factors)
+
+
+def _move(weight: Tensor, gradient: Tensor, m: Tensor, v: Tensor, factors: Tensor) -> Tensor:
     scaled = gradient * factors[0]
     first = m + (scaled - m) * factors[1]
     second = v * factors[2] + scaled * scaled * factors[3]
@@ -57,7 +79,14 @@ def direction_of(weight: Tensor, gradient: Tensor, m: Tensor, v: Tensor, factors
     m.copy_(first)
     v.copy_(second)
     gradient.copy_(update)
-    return torch.stack([(weight.double() ** 2).sum(), (update.double() ** 2).sum()])
+    return update
+
+
+def norms_of(parts: Sequence[Part]) -> Tensor:
+    """[‖w‖², ‖u‖²] of each part, float64 [parts, 2], in few kernels."""
+    tensors = [part.weight for part in parts] + [part.update for part in parts]
+    norms = torch.stack(torch._foreach_norm(tensors, 2, torch.float64))
+    return norms.view(2, -1).T ** 2
 
 
 def direction_in_blocks(

@@ -48,12 +48,7 @@ def read_run(run_dir: Path) -> RunData:
         ConfigError: not a run folder, or nothing has been logged yet.
         DataFault: a line of metrics.jsonl is damaged.
     """
-    paths = RunPaths(run_dir)
-    if not (paths.metrics.is_file() and paths.config_yaml.is_file()):
-        raise ConfigError(
-            f"run_dir={run_dir}: metrics.jsonl or config.yaml is missing, so there is no run",
-            "give the run_dir of a run that has started",
-        )
+    paths = existing_run(run_dir)
     rows = read_rows(paths.metrics)
     training = columns([row for row in rows if "loss" in row])
     if not training["step"].size:
@@ -67,6 +62,21 @@ def read_run(run_dir: Path) -> RunData:
         held_out=columns([row for row in rows if "eval_loss" in row]),
         unigram_entropy=_held_out_entropy(config.data.locations),
     )
+
+
+def existing_run(run_dir: Path) -> RunPaths:
+    """The paths of a run that has started.
+
+    Raises:
+        ConfigError: not a run folder.
+    """
+    paths = RunPaths(run_dir)
+    if not (paths.metrics.is_file() and paths.config_yaml.is_file()):
+        raise ConfigError(
+            f"run_dir={run_dir}: metrics.jsonl or config.yaml is missing, so there is no run",
+            "give the run_dir of a run that has started",
+        )
+    return paths
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -86,6 +86,11 @@ class RunPaths:
         return self.root / "profile"
 
     @property
+    def upload(self) -> Path:
+        """What `report upload=` makes of the metrics."""
+        return self.root / "upload"
+
+    @property
     def export(self) -> Path:
         """The Hugging Face folder."""
         return self.root / "export"

@@ -1,7 +1,8 @@
 """Weights & Biases: off, offline (default) or online; never text, code or facts of the machine.
 
 Offline never touches a network. Online waits for one at most INIT_TIMEOUT_S at the start and
-FINISH_TIMEOUT_S at the end; what was not sent lies in RUN/wandb for `wandb sync`.
+FINISH_TIMEOUT_S at the end; what was not sent lies in RUN/wandb for `wandb sync`. The only module
+that imports wandb; `wandb_upload` starts its run here too, with the same settings.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ import uuid
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from roberta_dist.config.watch import TrackConfig, WandbMode
+from roberta_dist.config.watch import TrackConfig, UploadMode, WandbMode
 from roberta_dist.runtime.files import atomic_write
+from roberta_dist.runtime.remote_path import shown
 
 LOGGER = logging.getLogger(__name__)
 INIT_TIMEOUT_S = 30.0
@@ -40,13 +42,6 @@ class WandbSink:
         self._run.finish()
 
 
-def _run_id(run_dir: Path) -> str:
-    path = run_dir / "wandb" / "run_id"
-    if not path.is_file():
-        atomic_write(path, uuid.uuid4().hex[:12])
-    return path.read_text().strip()
-
-
 def open_wandb(
     config: TrackConfig, run_dir: Path, hyperparameters: Mapping[str, Any]
 ) -> list[WandbSink]:
@@ -56,18 +51,85 @@ def open_wandb(
     """
     if config.wandb is WandbMode.disabled:
         return []
-    # offline too, W&B tells its maker about its use and errors unless this is set before the import
-    os.environ["WANDB_ERROR_REPORTING"] = "false"
     modes = [WandbMode.offline]
     if config.wandb is WandbMode.online:
         modes.insert(0, WandbMode.online)
+    name = config.wandb_name or run_dir.name
     for mode in modes:
         try:
-            return [WandbSink(_start(config, mode, run_dir, hyperparameters))]
+            run = start_run(
+                mode, run_dir, config.wandb_project, name, hyperparameters, resume="allow"
+            )
+            return [WandbSink(run)]
         except Exception as error:
             LOGGER.warning("W&B cannot start %s: %s", mode.value, error)
-            _forget()
     return []
+
+
+def start_run(
+    mode: WandbMode | UploadMode,
+    folder: Path,
+    project: str,
+    name: str,
+    hyperparameters: Mapping[str, Any],
+    resume: Literal["allow"] | None = None,
+    finish_timeout_s: float = FINISH_TIMEOUT_S,
+) -> Any:
+    """Start a W&B run in `folder`/wandb, under the id that lies there.
+
+    Args:
+        mode: offline or online.
+        folder: where W&B makes its own folder.
+        project: W&B project.
+        name: W&B display name.
+        hyperparameters: group.key → value.
+        resume: "allow" goes on with the run of that id; None replaces it.
+        finish_timeout_s: most to wait at the end for what is still to be sent, after which
+            finishing raises TimeoutError.
+
+    Raises:
+        Exception: of any kind, from W&B; no part of the run goes on then.
+    """
+    # offline too, W&B tells its maker about its use and errors unless this is set before the import
+    os.environ["WANDB_ERROR_REPORTING"] = "false"
+    os.environ.pop("WANDB_RESUME", None)  # else it would stand in for None
+    try:
+        import wandb
+
+        return wandb.init(
+            mode=mode.value,
+            project=project,
+            name=name,
+            id=_run_id(folder),
+            resume=resume,
+            dir=str(folder),
+            config={key: shown(str(getattr(v, "value", v))) for key, v in hyperparameters.items()},
+            settings=wandb.Settings(
+                console="off",
+                host="",  # W&B adds the machine's name where there is none
+                disable_code=True,
+                disable_git=True,
+                save_code=False,
+                x_save_requirements=False,
+                x_disable_stats=True,
+                x_disable_meta=True,
+                x_disable_machine_info=True,
+                silent=True,
+                init_timeout=INIT_TIMEOUT_S,
+                finish_timeout=finish_timeout_s,
+                finish_timeout_raises=True,
+            ),
+        )
+    except Exception:
+        _forget()
+        raise
+
+
+def _run_id(folder: Path) -> str:
+    path = folder / "wandb" / "run_id"
+    if not path.is_file():
+        atomic_write(path, uuid.uuid4().hex[:12])
+    return path.read_text().strip()
 
 
 def _forget() -> None:
@@ -76,32 +138,3 @@ def _forget() -> None:
         import wandb
 
         wandb.teardown()
-
-
-def _start(
-    config: TrackConfig, mode: WandbMode, run_dir: Path, hyperparameters: Mapping[str, Any]
-) -> Any:
-    import wandb
-
-    return wandb.init(
-        mode=mode.value,
-        project=config.wandb_project,
-        name=config.wandb_name or run_dir.name,
-        id=_run_id(run_dir),
-        resume="allow",
-        dir=str(run_dir),
-        config={key: str(getattr(v, "value", v)) for key, v in hyperparameters.items()},
-        settings=wandb.Settings(
-            console="off",
-            disable_code=True,
-            disable_git=True,
-            save_code=False,
-            x_save_requirements=False,
-            x_disable_stats=True,
-            x_disable_meta=True,
-            x_disable_machine_info=True,
-            silent=True,
-            init_timeout=INIT_TIMEOUT_S,
-            finish_timeout=FINISH_TIMEOUT_S,
-        ),
-    )

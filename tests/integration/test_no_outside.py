@@ -45,7 +45,7 @@ WALK = [
     ["launch", "data.path=corpus", "run_dir=run", "cluster.workers_per_node=2", *SMALL],
     ["evaluate", "run_dir=run", "evaluate.max_rows=32"],
     ["export", "run_dir=run"],
-    ["report", "run_dir=run"],
+    ["report", "run_dir=run", "upload=wandb"],
     ["predict", "model_path=run/export", 'text=["Return the <mask>."]'],
     ["doctor"],
 ]  # fmt: skip
@@ -118,6 +118,7 @@ def test_the_walk_asks_for_nothing_outside(tmp_path):
         assert not report.exists(), report.read_text()
     assert (tmp_path / "run" / "DONE").is_file()
     assert (tmp_path / "run" / "wandb").is_dir()
+    assert list((tmp_path / "run" / "upload").rglob("*.wandb"))
 
 
 def test_the_hook_sees_what_it_should(tmp_path):

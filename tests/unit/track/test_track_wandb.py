@@ -1,51 +1,23 @@
 """W&B keeps to this machine unless asked, goes on under one id, and never stops a run.
 
-The whole process tree is watched: wandb-core is a program of its own, which Python's audit hooks
-do not see, so its system calls are traced where strace may be used and its sockets listed elsewhere.
+The whole process tree is watched (wandb_support).
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import re
-import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from wandb_support import KEY, can_trace, read_wandb, run_watched
 
 from roberta_dist.config.watch import TrackConfig, WandbMode
 from roberta_dist.track.wandb_sink import open_wandb
 
 pytestmark = pytest.mark.unit
 
-KEY = "0123456789" * 4
-WATCHED_RUN = """
-import sys
-from ipaddress import ip_address
-from pathlib import Path
-
-import psutil
-
-report = open(sys.argv[2], "a", buffering=1)
-
-def hook(event, arguments):
-    if event in ("socket.getaddrinfo", "socket.gethostbyname"):
-        report.write(f"{event} {arguments[0]}\\n")
-    elif event in ("socket.connect", "socket.sendto") and isinstance(arguments[1], tuple):
-        report.write(f"{event} {arguments[1]}\\n")
-
-sys.addaudithook(hook)
-
-exec(sys.argv[3])
-for process in psutil.Process().children(recursive=True):
-    for connection in process.net_connections("inet"):
-        if connection.raddr and not ip_address(connection.raddr.ip).is_loopback:
-            report.write(f"{process.name()} {connection.raddr}\\n")
-"""
-"""Arguments: run folder, report, and what to run before the sockets of all processes are listed."""
 OFFLINE_RUN = """
 import atexit
 
@@ -64,35 +36,6 @@ code = "{NAME_OUTSIDE}; print(flush=True); input()"
 child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 child.stdout.readline()
 """
-
-
-def can_trace() -> bool:
-    strace = shutil.which("strace")
-    return (
-        bool(strace)
-        and subprocess.run([strace, "-qq", "true"], capture_output=True).returncode == 0
-    )
-
-
-def run_watched(run_dir: Path, folder: Path, what: str, traced: bool) -> list[str]:
-    """Every address outside this machine that `what` and its children asked for."""
-    report, trace = folder / "report", folder / "trace"
-    command = [sys.executable, "-c", WATCHED_RUN, str(run_dir), str(report), what]
-    if traced:
-        calls = "trace=connect,sendto,sendmsg,sendmmsg"
-        command = ["strace", "-f", "-qq", "-e", calls, "-o", str(trace), *command]
-    env = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
-    done = subprocess.run(
-        command, env=env | {"WANDB_API_KEY": KEY}, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    seen = report.read_text().splitlines()
-    if trace.is_file():
-        for line in trace.read_text().splitlines():
-            address = re.search(r'inet_addr\("([^"]+)"|AF_INET6.*?"([^"]+)"', line)
-            if address and not (address[1] or address[2]).startswith(("127.", "::1")):
-                seen.append(line)
-    return seen
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +79,8 @@ def test_nothing_about_the_machine_the_code_or_the_key_is_kept(offline_run):
                 assert os.uname().release.encode() not in content, path
                 assert str(run_dir.parent).encode() not in content, path
                 assert b"0.001" in content, path
+                hosts = [record.run.host for record in read_wandb(path) if record.HasField("run")]
+                assert hosts == [""], path
     names = {path.name for path in run_dir.rglob("*") if path.is_file()}
     unwanted = {"wandb-metadata.json", "output.log", "diff.patch", "requirements.txt"}
     assert not names & unwanted
