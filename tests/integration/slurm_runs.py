@@ -28,8 +28,9 @@ class SlurmRun:
 
     def launch(self, *overrides: str) -> subprocess.CompletedProcess[str]:
         """`roberta-dist launch cluster=slurm …` on the login node."""
+        quoted = str(self.run_dir).replace("\\", "\\\\").replace("'", "\\'")
         settings = [
-            f"run_dir={self.run_dir}", f"data.path={self.corpus}", *TINY, "cluster=slurm",
+            f"run_dir='{quoted}'", f"data.path={self.corpus}", *TINY, "cluster=slurm",
             "cluster.nodes=2", "cluster.threads_per_worker=1", *overrides,
         ]  # fmt: skip
         command = [sys.executable, "-m", "roberta_dist.cli", "launch", *settings]

@@ -169,3 +169,20 @@ def test_dry_run_prints_what_slurm_would_get_and_writes_nothing(run):
     assert "#SBATCH --time=1-00:00:00" in shown.stdout
     assert "to start at" in shown.stderr
     assert not run.run_dir.exists()
+
+
+def test_hostile_names_are_names(run, lab):
+    """As SLURM's own reader and bash take them: nothing runs, every file lies where it should."""
+    name = """-n it's "q" $(touch pwned) `touch pwned` $HOME; touch pwned & * #c %j"""
+    run.run_dir = run.run_dir.parent / name
+    shown = name.replace("'", "\\'")
+    done = run.launch("schedule.max_steps=2", f"cluster.environment={{EVIL: '{shown}'}}",
+                      f"cluster.slurm.extra=['--comment={shown}']")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert run.end() == "COMPLETED", run.told()
+    assert (run.run_dir / "DONE").is_file() and "done" in run.log()
+    assert lab.run("squeue", "-h", "-j", run.job, "-t", "all", "-o", "%j").rstrip("\n") == name
+    assert f"Comment={name}" in lab.run("scontrol", "show", "job", run.job)
+    assert len(list((run.run_dir / "logs" / f"job_{run.job}.0").glob("rank_[01].out"))) == 2
+    for folder in (run.run_dir.parent, Path.cwd()):
+        assert not list(folder.glob("**/pwned"))
