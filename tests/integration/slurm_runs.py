@@ -81,7 +81,7 @@ class SlurmRun:
                         continue
                     environ = process.environ()
                     if (
-                        "roberta_dist.train" in process.cmdline()
+                        "-m roberta_dist.train" in " ".join(process.cmdline()[:4])
                         and environ.get("SLURM_CONF") == self.lab.environ["SLURM_CONF"]
                         and environ.get("SLURM_JOB_ID") == self.job
                         and environ.get("SLURM_PROCID") == str(rank)

@@ -69,7 +69,7 @@ SlurmdTimeout=20
 MinJobAge=600
 {gres}
 {nodes}
-PartitionName=batch Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=10
+PartitionName={partition} Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=10
 PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
 """
 
@@ -87,19 +87,27 @@ def wait_until(condition: Callable[[], bool], timeout: float, what: str) -> None
 
 
 class SlurmLab:
-    """munge, slurmctld and slurmd on `nodes` nodes named node1, node2, … and a login node, ctl.
+    """munge, slurmctld and slurmd on `nodes` nodes (node1, …; from 10 on node001, …) and a login node, ctl.
 
     Args:
         nodes: how many.
         cpus: cores that each node pretends to have.
         gpus: GPUs that each node pretends to have (copies of /dev/null).
-        feature: of the nodes, for `--constraint`.
+        gpu_type: of these GPUs, also the feature of the nodes.
+        partition: name of the default one; `urgent` preempts it.
 
     Raises:
         Missing: not root, no namespaces, or programs that are not installed.
     """
 
-    def __init__(self, nodes: int = 2, cpus: int = 4, gpus: int = 0, feature: str = "any") -> None:
+    def __init__(
+        self,
+        nodes: int = 2,
+        cpus: int = 4,
+        gpus: int = 0,
+        gpu_type: str = "any",
+        partition: str = "batch",
+    ) -> None:
         if os.geteuid() != 0:
             raise Missing("a real SLURM needs root, to make network namespaces")
         if absent := [name for name in PROGRAMS if shutil.which(name) is None]:
@@ -107,12 +115,14 @@ class SlurmLab:
                 f"{', '.join(absent)} not found: apt-get install slurmctld slurmd slurm-client munge iproute2"
             )
         self.folder = Path(tempfile.mkdtemp(prefix="slurm-"))
-        self.names = [f"node{index}" for index in range(1, nodes + 1)]
+        width = 1 if nodes < 10 else 3
+        self.names = [f"node{index:0{width}d}" for index in range(1, nodes + 1)]
+        self.partition = partition
         self._started: list[subprocess.Popen[bytes]] = []
         self._first: dict[str, int] = {}
         self.environ = os.environ | {"SLURM_CONF": str(self.folder / "slurm.conf")}
         try:
-            self._write_configuration(cpus, gpus, feature)
+            self._write_configuration(cpus, gpus, gpu_type)
             self._start_nodes()
             self._start_daemons()
         except BaseException:
@@ -130,7 +140,7 @@ class SlurmLab:
     ) -> None:
         self.close()
 
-    def _write_configuration(self, cpus: int, gpus: int, feature: str) -> None:
+    def _write_configuration(self, cpus: int, gpus: int, gpu_type: str) -> None:
         folder = self.folder
         folder.chmod(0o755)
         for part in ("munge", "log", "state", "dev", *(f"spool/{name}" for name in self.names)):
@@ -143,12 +153,14 @@ class SlurmLab:
             os.mknod(folder / "dev" / f"gpu{index}", 0o20666, os.makedev(1, 3))
         if gpus:
             last = f"[0-{gpus - 1}]" if gpus > 1 else "0"
-            (folder / "gres.conf").write_text(f"Name=gpu File={folder}/dev/gpu{last}\n")
+            (folder / "gres.conf").write_text(
+                f"Name=gpu Type={gpu_type} File={folder}/dev/gpu{last}\n"
+            )
         # slurmd loads a cgroup plugin whatever ProctrackType says; that of version 1 touches nothing
         (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
         lines = [
-            f"NodeName={name} NodeAddr={NETWORK}.{index} CPUs={cpus} RealMemory=8000 Feature={feature}"
-            + (f" Gres=gpu:{gpus}" if gpus else "")
+            f"NodeName={name} NodeAddr={NETWORK}.{index} CPUs={cpus} RealMemory=8000 Feature={gpu_type}"
+            + (f" Gres=gpu:{gpu_type}:{gpus}" if gpus else "")
             for index, name in enumerate(self.names, 1)
         ]
         (folder / "slurm.conf").write_text(
@@ -156,6 +168,7 @@ class SlurmLab:
                 folder=folder,
                 network=NETWORK,
                 controller=CONTROLLER,
+                partition=self.partition,
                 gres="GresTypes=gpu" if gpus else "",
                 nodes="\n".join(lines),
             )
@@ -231,7 +244,7 @@ class SlurmLab:
         wait_until(self._idle, 60, f"SLURM in {self.folder}: all nodes idle")
 
     def _idle(self) -> bool:
-        states = self.run("sinfo", "-h", "-N", "-p", "batch", "-o", "%t", check=False)
+        states = self.run("sinfo", "-h", "-N", "-p", self.partition, "-o", "%t", check=False)
         return states.split() == ["idle"] * len(self.names)
 
     def inside(self, node: str, *command: str) -> list[str]:

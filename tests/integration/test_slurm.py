@@ -176,7 +176,7 @@ def test_hostile_names_are_names(run, lab):
     name = """-n it's "q" $(touch pwned) `touch pwned` $HOME; touch pwned & * #c %j"""
     run.run_dir = run.run_dir.parent / name
     shown = name.replace("'", "\\'")
-    done = run.launch("schedule.max_steps=2", f"cluster.environment={{EVIL: '{shown}'}}",
+    done = run.launch("schedule.max_steps=5", f"cluster.environment={{EVIL: '{shown}'}}",
                       f"cluster.slurm.extra=['--comment={shown}']")  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert run.end() == "COMPLETED", run.told()
