@@ -157,11 +157,9 @@ def large_job() -> bool:
     """6: 16 nodes x 8 GPUs, as a file, and as a cluster of that size takes it."""
     ok = say("6", *pytest_passes("tests/unit/launcher/test_sbatch.py", "-k", "engineer"))
     with SlurmLab(nodes=18, cpus=96, gpus=8, gpu_type="h100", partition="h100") as lab:
-        with open(scripts.GOLDEN) as script:
-            test = lab.inside("ctl", "sbatch", "--test-only")
-            done = subprocess.run(
-                test, stdin=script, env=lab.environ, capture_output=True, text=True
-            )
+        test = lab.inside("ctl", "sbatch", "--test-only")
+        text = scripts.GOLDEN.read_text(encoding="utf-8")
+        done = subprocess.run(test, input=text, env=lab.environ, capture_output=True, text=True)
     answer = done.stderr.strip().splitlines()[-1]
     fine = done.returncode == 0 and "to start at" in answer
     return ok & say(
