@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import Enum
 
 from roberta_dist.config.fields import free, group, require
 from roberta_dist.config.hosts import HostsConfig
 from roberta_dist.config.slurm import SlurmConfig
+
+SECRET = re.compile(r"(^|_)(TOKEN|SECRET|PASSWORD|CREDENTIALS?|API_KEY)(_|$)")
 
 
 class ClusterKind(str, Enum):
@@ -89,4 +92,11 @@ class ClusterConfig:
                 repr(name),
                 "is no name of a variable",
                 "use letters, digits and underscores",
+            )
+            require(
+                not SECRET.search(name),
+                "cluster.environment",
+                name,
+                "looks like a secret, which would be written into the run folder",
+                "export it in the shell that runs `launch`: the workers get it from there",
             )

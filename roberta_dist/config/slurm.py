@@ -6,9 +6,13 @@ import re
 from dataclasses import dataclass
 from enum import Enum
 
-from roberta_dist.config.fields import free, require
+from roberta_dist.config.fields import free, group, require
 
 TIME = re.compile(r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}")
+CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+OPTION = re.compile(r"--[a-z][a-z0-9-]*(=.*)?")
+NODES = re.compile(r"[\w.\[\],-]+", re.ASCII)
+MOUNT = re.compile(r"[^:,]+:[^:,]+")
 
 
 class Transport(str, Enum):
@@ -24,6 +28,30 @@ class Container(str, Enum):
     none = "none"
     pyxis = "pyxis"
     apptainer = "apptainer"
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """What a node must offer to take part; looked at before the workers start."""
+
+    memory_gib: float = free(1.0)
+    """Free memory of the machine, GiB."""
+    gpu_memory_used: float = free(0.1)
+    """Fraction of a GPU's memory that others may hold already."""
+    disk_gib: float = free(1.0)
+    """Free space where the run folder lies, GiB."""
+    shm_mib: float = free(128.0)
+    """Free space in /dev/shm, MiB."""
+    clock_skew_s: float = free(5.0)
+    """Seconds that its clock may differ from the first node's."""
+    bandwidth_mib_s: float = free(10.0)
+    """MiB a second from and to the first node, over TCP."""
+    timeout_s: float = free(120.0)
+    """Seconds in which a node must have answered."""
+
+    def __post_init__(self) -> None:
+        for key, value in vars(self).items():
+            require(value >= 0, f"cluster.slurm.fit.{key}", value, "must be ≥ 0")
 
 
 @dataclass(frozen=True)
@@ -59,21 +87,21 @@ class SlurmConfig:
     mail_user: str | None = free(None)
     """Address that is told of the end and of failures."""
     extra: list[str] = free([])
-    """Further `#SBATCH` options, such as `--switches=1`, one an entry."""
+    """Further `#SBATCH` options, such as `--switches=1`, one an entry; the value is taken literally."""
     transport: Transport = free(Transport.srun)
     """`srun`: one task a worker; `deepspeed`: one `deepspeed` launcher a node."""
     signal_lead_s: int = free(180)
     """Seconds before the time limit at which the run is asked to save; SLURM may be up to 60 s early."""
     requeues: int = free(20)
     """Times that a job goes back into the queue after a time limit, a preemption or a failure;
-    two attempts in a row that end at the same step stop it before."""
+    two attempts in a row that end at the same checkpoint stop it before."""
     chain: int = free(1)
     """Jobs submitted at once, each after the one before has ended, for runs longer than one limit
     on clusters that do not requeue."""
     prologue: list[str] = free([])
     """Lines of shell before the workers start, written as they are: `module load …`, `source …`."""
     python: str | None = free(None)
-    """Interpreter on the nodes; null takes the one that runs `launch`."""
+    """Interpreter on the nodes; null takes the one that runs `launch`, in a container `python3`."""
     container: Container = free(Container.none)
     """`pyxis` (`srun --container-image`) or `apptainer`."""
     container_image: str | None = free(None)
@@ -84,6 +112,7 @@ class SlurmConfig:
     """Look at every node before the workers start, and leave out those that are not fit."""
     spare_nodes: int = free(0)
     """Nodes asked for beyond cluster.nodes, so that the look before may leave some out."""
+    fit: FitConfig = group(FitConfig)
 
     def __post_init__(self) -> None:
         require(
@@ -96,6 +125,7 @@ class SlurmConfig:
         for key in ("gpus_per_node", "cpus_per_task", "signal_lead_s", "requeues", "spare_nodes"):
             value = vars(self)[key] or 0
             require(value >= 0, f"cluster.slurm.{key}", value, "must be ≥ 0")
+        self._check_text()
         require(self.chain >= 1, "cluster.slurm.chain", self.chain, "must be ≥ 1")
         require(
             self.container is Container.none or bool(self.container_image),
@@ -104,3 +134,28 @@ class SlurmConfig:
             f"cluster.slurm.container={self.container.value} needs an image",
             "give cluster.slurm.container_image=IMAGE",
         )
+        require(
+            self.preflight or not self.spare_nodes,
+            "cluster.slurm.spare_nodes",
+            self.spare_nodes,
+            "nothing tells which nodes to leave out without cluster.slurm.preflight",
+            "set cluster.slurm.preflight=true, or spare_nodes=0",
+        )
+
+    def _check_text(self) -> None:
+        """Nothing may leave its line of the script, or its place in a list."""
+        for key, value in vars(self).items():
+            for text in value if isinstance(value, list) else [value]:
+                require(
+                    key == "prologue" or not isinstance(text, str) or not CONTROL.search(text),
+                    f"cluster.slurm.{key}",
+                    repr(text),
+                    "a line of a job script holds no line break or other control character",
+                )
+        for key, form, rule in (
+            ("extra", OPTION, "is no option: write --name or --name=value"),
+            ("exclude", NODES, "is no node: write node7 or node[1-4]"),
+            ("container_mounts", MOUNT, "is no mount: write SOURCE:TARGET, without `,`"),
+        ):
+            for text in getattr(self, key):
+                require(bool(form.fullmatch(text)), f"cluster.slurm.{key}", repr(text), rule)

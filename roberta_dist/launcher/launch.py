@@ -7,6 +7,7 @@ from pathlib import Path
 from roberta_dist.config.cluster import ClusterKind
 from roberta_dist.config.roots import LaunchConfig
 from roberta_dist.launcher.local import launch_local
+from roberta_dist.launcher.slurm import launch_slurm
 from roberta_dist.launcher.start import check_corpus, say, with_absolute_paths
 from roberta_dist.runtime.rundir import RunPaths, is_done
 
@@ -34,5 +35,7 @@ def launch(config: LaunchConfig) -> int:
     match run.cluster.kind:
         case ClusterKind.local:
             return launch_local(run)
-        case ClusterKind.hostfile | ClusterKind.slurm:
+        case ClusterKind.slurm:
+            return launch_slurm(config, run)
+        case ClusterKind.hostfile:
             raise NotImplementedError

@@ -6,6 +6,7 @@ import os
 import random
 import re
 import socket
+import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,6 +38,27 @@ def find_devices(environ: Mapping[str, str], dev: Path = Path("/dev")) -> list[i
         ) from error
 
 
+def query_gpus() -> list[float] | None:
+    """Used fraction of each NVIDIA GPU's memory, as `nvidia-smi` says; None where it does not exist.
+
+    A GPU that fell off the bus is not among them, though its device file is still there.
+    """
+    query = ["nvidia-smi", "--query-gpu=memory.used,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=60)
+    except FileNotFoundError:
+        return None
+    except subprocess.TimeoutExpired:
+        return []  # a driver that hangs offers no GPU
+    return gpu_use(done.stdout)
+
+
+def gpu_use(told: str) -> list[float]:
+    """Used fractions from lines `USED, TOTAL`; lines about a GPU that does not answer are left out."""
+    found = re.findall(r"^\s*(\d+)\s*,\s*(\d+)\s*$", told, re.MULTILINE)
+    return [int(used) / int(total) for used, total in found if int(total)]
+
+
 def available_cores() -> int:
     """Cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
@@ -57,12 +79,17 @@ def free_port() -> int:
 
 
 def worker_script() -> Path:
-    """`launch/pretrain.py` of the checkout, or the one a wheel installed."""
-    checkout = Path(__file__).resolve().parents[2] / "launch" / "pretrain.py"
-    installed = Path(sys.prefix) / "share" / "roberta_dist" / "launch" / "pretrain.py"
-    for script in (checkout, installed):
-        if script.is_file():
-            return script
+    """`launch/pretrain.py`, the worker as a file."""
+    return template_file("pretrain.py")
+
+
+def template_file(name: str) -> Path:
+    """`launch/NAME` of the checkout, or the one a wheel installed."""
+    checkout = Path(__file__).resolve().parents[2] / "launch" / name
+    installed = Path(sys.prefix) / "share" / "roberta_dist" / "launch" / name
+    for file in (checkout, installed):
+        if file.is_file():
+            return file
     raise LaunchError(f"neither {checkout} nor {installed} exists", "reinstall roberta_dist")
 
 

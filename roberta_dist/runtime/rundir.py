@@ -61,6 +61,16 @@ class RunPaths:
         return self.root / "jobs.jsonl"
 
     @property
+    def submit(self) -> Path:
+        """The job script that was submitted last."""
+        return self.root / "submit.sbatch"
+
+    @property
+    def slurm(self) -> Path:
+        """JOB.out, the log of each job, and submit_NNN/, the script and configuration of each launch."""
+        return self.root / "slurm"
+
+    @property
     def attempts_log(self) -> Path:
         """One line an attempt."""
         return self.root / "attempts.log"
@@ -104,24 +114,37 @@ def is_done(paths: RunPaths, max_steps: int) -> bool:
     return bool(done["step"] >= max_steps or done["reason"] == "early_stop")
 
 
+def numbered(parent: Path, prefix: str) -> Path:
+    """The folder after the last PREFIXnnn in `parent`; nothing is made."""
+    found = [path.name.removeprefix(prefix) for path in parent.glob(f"{prefix}*")]
+    last = max((int(number) for number in found if number.isdigit()), default=-1)
+    return parent / f"{prefix}{last + 1:03d}"
+
+
+def next_folder(parent: Path, prefix: str) -> Path:
+    """Create and return the folder that `numbered` names.
+
+    Raises:
+        StorageError: it cannot be made.
+    """
+    with storage_errors(parent):
+        parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            folder = numbered(parent, prefix)
+            try:
+                folder.mkdir()
+                return folder
+            except FileExistsError:
+                continue  # another process took the number
+
+
 def next_attempt(paths: RunPaths) -> Path:
     """Create and return logs/attempt_NNN, numbered after the last one.
 
     Raises:
         StorageError: the run folder cannot be written.
     """
-    with storage_errors(paths.logs):
-        paths.logs.mkdir(parents=True, exist_ok=True)
-        while True:
-            numbers = [
-                int(p.name[8:]) for p in paths.logs.glob("attempt_*") if p.name[8:].isdigit()
-            ]
-            folder = paths.logs / f"attempt_{max(numbers, default=-1) + 1:03d}"
-            try:
-                folder.mkdir()
-                return folder
-            except FileExistsError:
-                continue  # another process took the number
+    return next_folder(paths.logs, "attempt_")
 
 
 def current_attempt(paths: RunPaths, world: World) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from roberta_dist.config.load import load_yaml
 from roberta_dist.config.roots import PretrainConfig
 from roberta_dist.errors import RobertaDistError
 from roberta_dist.runtime.leave import end_process
-from roberta_dist.train.run import pretrain
+from roberta_dist.runtime.world import adopt_tasks
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -19,6 +20,10 @@ def main(arguments: Sequence[str]) -> int:
         print("usage: python -m roberta_dist.train RUN/config.yaml", file=sys.stderr)
         return 2
     try:
+        adopt_tasks(os.environ)
+        # not before: it imports DeepSpeed
+        from roberta_dist.train.run import pretrain
+
         return pretrain(load_yaml(PretrainConfig, Path(arguments[0])))
     except RobertaDistError as error:
         print(error, file=sys.stderr)

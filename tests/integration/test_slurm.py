@@ -1,0 +1,188 @@
+"""Jobs on a real SLURM of two nodes: they train, are hurt, come back, and lose no digit."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from run_support import metrics
+from slurm_runs import SlurmRun
+from slurm_support import Missing, SlurmLab
+
+pytestmark = pytest.mark.world
+ROOT = Path(__file__).resolve().parents[2]
+KEEP = "checkpoint.keep_last=9"
+
+
+@pytest.fixture(scope="module")
+def lab():
+    try:
+        laboratory = SlurmLab()
+    except Missing as why:
+        pytest.skip(str(why))
+    with laboratory:
+        yield laboratory
+
+
+@pytest.fixture
+def run(lab, tmp_path, corpus):
+    run = SlurmRun(lab, tmp_path / "a run", corpus)
+    yield run
+    if run.job:
+        lab.run("scancel", run.job, check=False)
+
+
+@pytest.fixture
+def crowded(lab):
+    """node1 with a full /dev/shm."""
+    filler = "/dev/shm/filler"
+    lab.run("fallocate", "-l", "450M", filler, node="node1")
+    yield
+    lab.run("rm", filler, node="node1")
+
+
+def assert_equal(left: Path, right: Path) -> None:
+    command = [sys.executable, "tools/compare_runs.py", str(left), str(right)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [line["step"] for line in metrics(left)] == [line["step"] for line in metrics(right)]
+
+
+def test_two_nodes_train_as_one_machine_does(run, uninterrupted):
+    done = run.launch(KEEP)
+    assert done.returncode == 0, done.stderr
+    assert f"job {run.job}" in done.stderr and f"scancel {run.job}" in done.stderr
+    second = run.launch(KEEP)
+    assert second.returncode == 2 and f"job {run.job} of this run is" in second.stderr
+    assert run.end() == "COMPLETED", run.told()
+    assert (run.run_dir / "DONE").is_file()
+    assert_equal(run.run_dir, uninterrupted)
+    assert "starts on node1,node2" in (run.run_dir / "attempts.log").read_text()
+    assert json.loads((run.run_dir / "jobs.jsonl").read_text())["role"] == "train"
+    script = (run.run_dir / "submit.sbatch").read_text()
+    assert script == (run.run_dir / "slurm/submit_000/submit.sbatch").read_text()
+    export = [sys.executable, "-m", "roberta_dist.cli", "export", f"run_dir='{run.run_dir}'"]
+    subprocess.run(export, check=True, capture_output=True)
+    assert (run.run_dir / "export" / "config.json").is_file()
+    # what the workers say is wrong with the configuration stays wrong
+    changed = run.launch(KEEP, "optim.lr=1e-3", "schedule.max_steps=50")
+    assert changed.returncode == 0
+    assert run.end() == "FAILED"
+    assert run.lab.show(run.job)["ExitCode"] == "2:0" and "workers said 2" in run.log()
+
+
+def test_a_warning_and_a_dead_rank_cost_no_digit(run, uninterrupted):
+    assert run.launch(KEEP).returncode == 0
+    run.wait_for_step(6)
+    run.lab.run("scancel", "--signal=USR1", run.job)
+    run.start_now()
+    run.wait_for_step(25)
+    run.worker(1).kill()
+    run.start_now()
+    assert run.end() == "COMPLETED", run.told()
+    assert run.lab.show(run.job)["Restarts"] == "2"
+    assert (run.run_dir / "logs" / f"job_{run.job}.2").is_dir()
+    assert_equal(run.run_dir, uninterrupted)
+
+
+def test_one_deepspeed_launcher_a_node(run, uninterrupted):
+    assert run.launch(KEEP, "cluster.slurm.transport=deepspeed").returncode == 0
+    run.wait_for_step(6)
+    run.lab.run("scancel", "--signal=USR1", run.job)
+    run.start_now()
+    assert run.end() == "COMPLETED", run.told()
+    assert "ended with 0 at checkpoint" in run.log()
+    assert_equal(run.run_dir, uninterrupted)
+
+
+def test_scancel_stays_cancelled(run):
+    assert run.launch("schedule.max_steps=400").returncode == 0
+    run.wait_for_step(3)
+    run.lab.run("scancel", run.job)
+    assert run.end() == "CANCELLED"
+    assert run.lab.show(run.job)["Restarts"] == "0"
+    assert (run.run_dir / "REQUEUE").is_file(), "SIGTERM saves"
+
+
+def test_stop_stays_stopped(run):
+    assert run.launch("schedule.max_steps=400").returncode == 0
+    run.wait_for_step(3)
+    (run.run_dir / "STOP").touch()
+    run.lab.run("scancel", "--signal=USR1", run.job)
+    assert run.end() == "COMPLETED"
+    assert "stopped" in run.log()
+
+
+@pytest.mark.parametrize(
+    ("requeues", "restarts", "reason"),
+    [
+        (1, 1, "requeues=1 are used up"),
+        (9, 1, "two attempts in a row ended there"),
+        (0, 0, "used up"),
+    ],
+)
+def test_a_job_does_not_come_back_for_ever(run, requeues, restarts, reason):
+    if requeues == 1:  # else the other rule would stop it
+        (run.run_dir / "slurm").mkdir(parents=True)
+    assert run.launch(f"cluster.slurm.requeues={requeues}").returncode == 0
+    for attempt in range(restarts + 1):
+        run.worker(1).kill()
+        if attempt < restarts:
+            run.start_now()
+        if requeues == 1:
+            (run.run_dir / "slurm" / f"{run.job}.ended").write_text("another\n")
+    assert run.end() == "FAILED"
+    assert run.lab.show(run.job)["Restarts"] == str(restarts)
+    assert reason in run.log()
+
+
+def test_an_unfit_node_is_left_out(run, crowded):
+    short = ["schedule.max_steps=5", "cluster.nodes=1"]
+    assert run.launch(*short, "cluster.slurm.spare_nodes=1").returncode == 0
+    assert run.end() == "COMPLETED", run.told()
+    attempts = (run.run_dir / "attempts.log").read_text()
+    assert "node node1 is left out:" in attempts and "free in /dev/shm, wanted 128" in attempts
+    assert "starts on node2" in attempts
+
+
+def test_without_spares_the_job_waits_for_another_node(run, crowded):
+    assert run.launch("schedule.max_steps=5", "cluster.nodes=1").returncode == 0
+    run.start_now()
+    assert run.end() == "COMPLETED", run.told()
+    assert run.lab.show(run.job)["ExcNodeList"] == "node1"
+    assert "starts on node2" in run.log()
+
+
+def test_what_slurm_refuses_is_told_and_leaves_nothing(run):
+    refused = run.launch("cluster.nodes=3")
+    assert refused.returncode == 2
+    assert "SLURM refuses the job" in refused.stderr and "not available" in refused.stderr
+    assert not run.run_dir.exists()
+
+
+def test_dry_run_prints_what_slurm_would_get_and_writes_nothing(run):
+    shown = run.launch("dry_run=true", "cluster.slurm.time=1-00:00:00")
+    assert shown.returncode == 0, shown.stderr
+    assert "#SBATCH --time=1-00:00:00" in shown.stdout
+    assert "to start at" in shown.stderr
+    assert not run.run_dir.exists()
+
+
+def test_hostile_names_are_names(run, lab):
+    """As SLURM's own reader and bash take them: nothing runs, every file lies where it should."""
+    name = """-n it's "q" $(touch pwned) `touch pwned` $HOME; touch pwned & * #c %j"""
+    run.run_dir = run.run_dir.parent / name
+    shown = name.replace("'", "\\'")
+    done = run.launch("schedule.max_steps=5", f"cluster.environment={{EVIL: '{shown}'}}",
+                      f"cluster.slurm.extra=['--comment={shown}']")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert run.end() == "COMPLETED", run.told()
+    assert (run.run_dir / "DONE").is_file() and "done" in run.log()
+    assert lab.run("squeue", "-h", "-j", run.job, "-t", "all", "-o", "%j").rstrip("\n") == name
+    assert f"Comment={name}" in lab.run("scontrol", "show", "job", run.job)
+    assert len(list((run.run_dir / "logs" / f"job_{run.job}.0").glob("rank_[01].out"))) == 2
+    for folder in (run.run_dir.parent, Path.cwd()):
+        assert not list(folder.glob("**/pwned"))
