@@ -10,7 +10,7 @@ from roberta_dist.config.load import load_yaml
 from roberta_dist.config.roots import PretrainConfig
 from roberta_dist.errors import RobertaDistError
 from roberta_dist.runtime.leave import end_process
-from roberta_dist.train.run import pretrain
+from roberta_dist.runtime.parent import exit_with_parent
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -18,6 +18,10 @@ def main(arguments: Sequence[str]) -> int:
     if len(arguments) != 1:
         print("usage: python -m roberta_dist.train RUN/config.yaml", file=sys.stderr)
         return 2
+    exit_with_parent()
+    # torch takes seconds to import, in which the launcher may be killed
+    from roberta_dist.train.run import pretrain
+
     try:
         return pretrain(load_yaml(PretrainConfig, Path(arguments[0])))
     except RobertaDistError as error:
