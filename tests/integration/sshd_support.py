@@ -50,11 +50,12 @@ class SshHosts:
 
     Args:
         folder: for keys and configuration.
+        hidden: a folder in whose place `node2` sees an empty file system (as root only).
     """
 
     ADDRESSES: ClassVar = {"node1": "127.0.1.1", "node2": "127.0.1.2"}
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, hidden: Path | None = None) -> None:
         folder.mkdir(parents=True)
         self.folder = folder
         self.config = folder / "ssh_config"
@@ -72,14 +73,17 @@ class SshHosts:
             (folder / f"{host}.conf").write_text(SERVER.format(**values))
             client.append(CLIENT.format(**values))
             known.append(f"[{address}]:{values['port']} {public}\n")
-            self._start(host, address, values["port"])
+            self._start(host, address, values["port"], hidden if host == "node2" else None)
         (folder / "known_hosts").write_text("".join(known))
         self.config.write_text("".join(client))
 
-    def _start(self, host: str, address: str, port: int) -> None:
+    def _start(self, host: str, address: str, port: int, hidden: Path | None) -> None:
         if os.getuid() == 0:
             Path("/run/sshd").mkdir(exist_ok=True)  # where it gives up its rights
         command = [str(SSHD), "-D", "-e", "-f", str(self.folder / f"{host}.conf")]
+        if hidden is not None:
+            mount = 'mount -t tmpfs tmpfs "$0" && exec "$@"'
+            command = ["unshare", "--mount", "sh", "-c", mount, str(hidden), *command]
         with open(self.folder / f"{host}.log", "wb") as log:
             self.servers[host] = subprocess.Popen(command, stderr=log, stdin=subprocess.DEVNULL)
         deadline = time.monotonic() + 10

@@ -147,3 +147,38 @@ def test_a_world_that_breaks_is_started_again_until_it_stands_still(config, monk
     monkeypatch.setattr(local, "run_group", lambda *given: run_group(*given) and ended(1, True))
     assert launch(replace(config, cluster=cluster)) == 130
     assert len(worlds) == 1
+
+
+def test_a_dry_run_says_all_and_starts_nothing(config, monkeypatch, capsys):
+    monkeypatch.setattr(local, "find_devices", lambda environ: [])
+    cluster = replace(config.cluster, interface="eth7", environment={"NCCL_DEBUG": "a b"})
+    assert launch(replace(config, dry_run=True, cluster=cluster)) == 0
+    told = capsys.readouterr().out
+    assert told.startswith("this machine: 2 worker(s)\n")
+    assert "  export NCCL_DEBUG='a b'\n" in told and "  export GLOO_SOCKET_IFNAME=eth7\n" in told
+    assert "  export OMP_NUM_THREADS=3\n" in told
+    assert f"{config.run_dir}/logs/attempt_NNN/config.yaml" in told.splitlines()[-1]
+    assert not Path(config.run_dir).exists()
+
+
+def test_binding_cores_needs_numactl(config, monkeypatch, tmp_path):
+    cluster = replace(config.cluster, bind_cores=True)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigError, match="numactl"):
+        launch(replace(config, cluster=cluster))
+    assert not Path(config.run_dir).exists()
+
+
+def test_a_stop_is_kept(config, monkeypatch):
+    """A world that breaks after `stop` is not started again."""
+    started = []
+
+    def run_group(command, environ, told):
+        started.append(command)
+        RunPaths(Path(config.run_dir)).stop.touch()
+        return ended(1)
+
+    monkeypatch.setattr(local, "run_group", run_group)
+    with pytest.raises(LaunchError):
+        launch(replace(config, cluster=replace(config.cluster, restarts=5, restart_delay_s=0)))
+    assert len(started) == 1
