@@ -1,4 +1,7 @@
-"""The program on a machine with the script in its first argument in place of the trainer."""
+"""The program on a machine with a script (first argument) in place of the trainer.
+
+The second argument is the silence of `launch`, in seconds, after which it ends the workers.
+"""
 
 from __future__ import annotations
 
@@ -10,5 +13,9 @@ from roberta_dist.launcher.node import main
 from roberta_dist.runtime.leave import end_process
 
 if __name__ == "__main__":
-    with patch("roberta_dist.launcher.node.worker_script", return_value=Path(sys.argv[1])):
+    node = "roberta_dist.launcher.node"
+    with (
+        patch(f"{node}.worker_script", return_value=Path(sys.argv[1])),
+        patch(f"{node}.SILENCE_S", float(sys.argv[2])),
+    ):
         end_process(main())

@@ -119,11 +119,12 @@ time.sleep(100)
 """A worker that ignores the polite signal."""
 
 
-@pytest.mark.parametrize("how", ["end of input", "SIGTERM", "told"])
+@pytest.mark.parametrize("how", ["end of input", "SIGTERM", "told", "silence"])
 def test_workers_end_with_it(node, tmp_path, how):
     worker, config = tmp_path / "worker.py", tmp_path / "config.yaml"
     worker.write_text(STUBBORN)
-    one = node(str(DRIVER), str(worker), DS_ACCELERATOR="cpu")
+    silence_s = "8" if how == "silence" else "60"
+    one = node(str(DRIVER), str(worker), silence_s, DS_ACCELERATOR="cpu")
     start = Start(
         nodes={"a": [0]}, node_rank=0, master_addr="127.0.0.1", master_port=1, run_dir=str(tmp_path),
         config=str(config), attempt="attempt_000", threads=1, bind_cores=False, interface=None,
@@ -132,14 +133,15 @@ def test_workers_end_with_it(node, tmp_path, how):
     one.send(do="start", start=asdict(start))
     pids, secret = wait_for_worker(Path(f"{config}.pid"), one.process)
     assert secret == "hunter2"
+    began = time.monotonic()
     if how == "end of input":
         one.process.stdin.close()
     elif how == "SIGTERM":
         one.process.send_signal(signal.SIGTERM)
-    else:
+    elif how == "told":
         one.send(do="end", grace_s=0.5)
     assert "exit" in one.answer()
-    assert one.process.wait(10) == 0
+    assert one.process.wait(10) == 0 and time.monotonic() - began < 20
     assert not any(map(alive, pids))
 
 
