@@ -43,13 +43,16 @@ class ClusterConfig:
     """Worker processes on a node; 0 means one an accelerator, or 1 without any."""
     threads_per_worker: int = free(0)
     """OMP_NUM_THREADS of a worker; 0 shares the cores out evenly."""
+    bind_cores: bool = free(False)
+    """Bind each worker to cores of its own with numactl, which then also decides its threads."""
     restarts: int = free(3)
     """Times in a row that the world is started again after a rank died or hung, without a new
     checkpoint in between; 0 never does."""
     restart_delay_s: float = free(5.0)
     """Seconds before the first of them, doubled for each that follows."""
     shrink: bool = free(False)
-    """Start again with one worker less each time, down to 1."""
+    """Start again with one worker less each time, down to 1; for `hostfile` with the machines that
+    still pass the checks."""
     master_port: int = free(0)
     """Port of the rendezvous; 0 takes a free one."""
     interface: str | None = free(None)

@@ -26,16 +26,19 @@ class HostsConfig:
     exclude: str = free("")
     """DeepSpeed's `--exclude`, of the same form."""
     runner: Runner = free(Runner.ssh)
-    """`ssh`: one connection a machine, held by `launch`; `pdsh`: DeepSpeed's own runner."""
+    """`ssh`: one connection a machine, held by `launch`; `pdsh`: DeepSpeed's own runner, which leaves
+    the workers running when `launch` is killed and forwards no secrets."""
+    python: str | None = free(None)
+    """Interpreter on the machines; null takes the one that runs `launch`."""
     ssh_options: list[str] = free([])
     """Further arguments of ssh, for instance [-F,/path/to/config]."""
     forward: list[str] = free([])
-    """Names of variables of this shell that the workers get too; secrets travel here, over ssh's
-    standard input, and are written nowhere."""
+    """Names of variables of this shell that the workers get too, beside NCCL_*, GLOO_*, UCX_*, TORCH_*
+    and DS_*; secrets travel here, over ssh's standard input, and are written nowhere."""
     connect_timeout_s: float = free(10.0)
-    """Seconds in which a machine must answer."""
+    """Seconds in which a machine must let us in; its checks have 20 s more."""
     master_addr: str | None = free(None)
-    """Address of the rendezvous; null takes that of the first machine."""
+    """Address of the rendezvous; null takes that at which ssh found the first machine."""
 
     def __post_init__(self) -> None:
         require(
@@ -51,3 +54,11 @@ class HostsConfig:
             f"and cluster.hosts.include={self.include} exclude each other",
             "give one of them",
         )
+        for name in self.forward:
+            require(
+                name.isidentifier() and name.isascii(),
+                "cluster.hosts.forward",
+                repr(name),
+                "is no name of a variable",
+                "give names only; the values are those of this shell",
+            )

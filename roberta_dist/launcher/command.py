@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,35 +31,44 @@ def worker_count(asked: int, devices: Sequence[int]) -> int:
     return asked or len(devices) or 1
 
 
-def deepspeed_command(
-    python: str, devices: Sequence[int], workers: int, port: int, script: Path, config: Path
+def node_command(
+    python: str,
+    nodes: Mapping[str, Sequence[int]],
+    node_rank: int,
+    master_addr: str,
+    port: int | str,
+    bind_cores: bool,
+    script: Path,
+    config: Path,
 ) -> list[str]:
-    """The `deepspeed` launcher for one machine.
+    """DeepSpeed's launcher of one machine, which starts its workers and ends them together.
+
+    `deepspeed` itself would only find the accelerators, which we know, and start this; it takes
+    seconds to import, and exits 0 when this is killed.
 
     Args:
         python: interpreter of the launcher and of the workers.
-        devices: accelerators this process may use, the first `workers` of which are taken;
-            empty without any.
-        workers: worker processes.
-        port: TCP port of the rendezvous on this machine.
+        nodes: machine → indices of its accelerators (or 0, 1, …), one a worker; the same everywhere.
+        node_rank: which of them this is.
+        master_addr: address of the first machine.
+        port: TCP port of the rendezvous there.
+        bind_cores: give each worker cores of its own, with numactl.
         script: the worker as a file.
         config: resolved configuration, the worker's one argument.
     """
-    if devices:
-        # --num_gpus would replace the user's CUDA_VISIBLE_DEVICES by 0, 1, …
-        placement = "--include=localhost:" + ",".join(str(d) for d in devices[:workers])
-    else:
-        placement = f"--num_gpus={workers}"
+    world = base64.urlsafe_b64encode(json.dumps(dict(nodes)).encode()).decode()
     return [
         python,
+        "-u",
         "-m",
-        "deepspeed.launcher.runner",
+        "deepspeed.launcher.launch",
         "--quiet",
-        # without one DeepSpeed reads /job/hostfile, whoever left it there
-        f"--hostfile={config.parent / 'no_hostfile'}",
-        placement,
-        f"--master_addr={RENDEZVOUS_HOST}",
+        f"--world_info={world}",
+        f"--node_rank={node_rank}",
+        f"--master_addr={master_addr}",
         f"--master_port={port}",
+        *(["--bind_cores_to_rank"] if bind_cores else []),
+        # Hydra-like parsers refuse the argument that it adds otherwise
         "--no_local_rank",
         str(script),
         str(config),
@@ -72,18 +83,23 @@ def worker_environment(
     threads: int,
     extensions: Path | None,
     without_accelerator: bool,
+    interface: str | None,
+    gloo_interface: str | None,
 ) -> dict[str, str]:
-    """Environment of the DeepSpeed launcher, which its workers inherit.
+    """Environment of DeepSpeed's launcher, which its workers inherit.
 
     Args:
-        environ: ours.
+        environ: of this machine, with what was asked for.
         python: interpreter whose folder comes first on PATH: another ninja version there would
             build DeepSpeed's extensions again.
         attempt: name of the attempt's folder.
-        launcher_pid: process whose end ends the workers.
+        launcher_pid: process on this machine whose end ends the workers.
         threads: OMP_NUM_THREADS of a worker.
         extensions: folder of extensions that torch builds; None leaves torch's default.
         without_accelerator: tell DeepSpeed, which would otherwise search and warn.
+        interface: network interface that was asked for.
+        gloo_interface: what gloo gets where none was: it would look up this machine's own name and
+            listen there, which is often 127.0.1.1.
     """
     env = {name: value for name, value in environ.items() if name not in INHERITED_WORLD}
     env["PATH"] = os.pathsep.join([str(Path(python).parent), env.get("PATH", os.defpath)])
@@ -95,6 +111,8 @@ def worker_environment(
         env["TORCH_EXTENSIONS_DIR"] = str(extensions)
     if without_accelerator:
         env.setdefault("DS_ACCELERATOR", "cpu")
-        # gloo would look up this machine's own name and listen there
-        env.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    if interface is not None:
+        env["GLOO_SOCKET_IFNAME"] = env["NCCL_SOCKET_IFNAME"] = interface
+    elif gloo_interface is not None:
+        env.setdefault("GLOO_SOCKET_IFNAME", gloo_interface)
     return env

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from roberta_dist.config.cluster import ClusterKind
-from roberta_dist.config.roots import LaunchConfig
-from roberta_dist.launcher.local import launch_local
-from roberta_dist.launcher.slurm import launch_slurm
+from roberta_dist.config.roots import LaunchConfig, PretrainConfig
+from roberta_dist.launcher.hosts import describe_hosts, launch_hosts
+from roberta_dist.launcher.local import describe_local, launch_local
+from roberta_dist.launcher.slurm import describe_slurm, launch_slurm
 from roberta_dist.launcher.start import check_corpus, say, with_absolute_paths
 from roberta_dist.runtime.rundir import RunPaths, is_done
 
@@ -32,10 +33,24 @@ def launch(config: LaunchConfig) -> int:
     if not config.prepare_first:
         for path in run.data.locations.values():
             check_corpus(path)
+    if config.dry_run:
+        print(_describe(run))
+        return 0
     match run.cluster.kind:
         case ClusterKind.local:
             return launch_local(run)
-        case ClusterKind.slurm:
-            return launch_slurm(config, run)
         case ClusterKind.hostfile:
-            raise NotImplementedError
+            return launch_hosts(run)
+        case ClusterKind.slurm:
+            return launch_slurm(run)
+
+
+def _describe(run: PretrainConfig) -> str:
+    """What `launch` would start or submit, for `dry_run=true`."""
+    match run.cluster.kind:
+        case ClusterKind.local:
+            return describe_local(run)
+        case ClusterKind.hostfile:
+            return describe_hosts(run)
+        case ClusterKind.slurm:
+            return describe_slurm(run)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import random
 import re
+import shutil
 import socket
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+
+import psutil
 
 from roberta_dist.errors import ConfigError, LaunchError
 
@@ -76,6 +79,34 @@ def free_port() -> int:
             except OSError:
                 continue
     raise LaunchError(f"no free TCP port in {PORTS}", "give cluster.master_port=PORT")
+
+
+def interface_towards(address: str) -> str | None:
+    """Name of the network interface through which this machine reaches `address`; None if unknown."""
+    try:
+        family, _, _, _, target = socket.getaddrinfo(address, 9, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect(target)  # sends nothing
+            own = probe.getsockname()[0]
+    except OSError:
+        return None
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(entry.address.split("%")[0] == own for entry in addresses):
+            return str(name)
+    return "lo" if own.startswith("127.") else None  # the whole of 127/8 is this machine
+
+
+def check_numactl() -> None:
+    """Refuse `cluster.bind_cores` where it cannot be.
+
+    Raises:
+        ConfigError: numactl is not installed.
+    """
+    if shutil.which("numactl") is None:
+        raise ConfigError(
+            "cluster.bind_cores=true: numactl is not installed on this machine",
+            "install the package numactl, or leave cluster.bind_cores=false",
+        )
 
 
 def worker_script() -> Path:

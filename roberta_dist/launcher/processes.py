@@ -1,8 +1,8 @@
-"""The DeepSpeed launcher and everything below it, as one group that is ended as a whole.
+"""DeepSpeed's launcher and everything below it, as one group that is ended as a whole.
 
-DeepSpeed 0.19.8's runner exits 0 when the process between it and the workers is killed, and leaves
-the workers running; it has no signal handler either. So we never trust its exit code, signal the
-workers ourselves, and end whatever is left.
+It waits up to half a minute for workers that stand still, takes a signal as "end at once", and leaves
+the workers running when it is killed. So we never trust its exit code, signal the workers ourselves,
+and end whatever is left.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -23,11 +24,32 @@ GONE = (psutil.NoSuchProcess, ProcessLookupError, PermissionError)
 class ProcessGroup:
     """A command in a session of its own, so that the terminal's Ctrl-C reaches only us."""
 
-    def __init__(self, command: Sequence[str], environ: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        environ: Mapping[str, str],
+        cwd: Path | None = None,
+        output: int | None = None,
+    ) -> None:
         self.leader = subprocess.Popen(
-            list(command), env=dict(environ), stdin=subprocess.DEVNULL, start_new_session=True
+            list(command),
+            env=dict(environ),
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            start_new_session=True,
         )
         self._seen: set[Any] = set()
+
+    @property
+    def said(self) -> str:
+        """How it ended, for a message."""
+        return f"DeepSpeed's launcher says {self.leader.returncode}"
+
+    @property
+    def clean(self) -> bool:
+        """True if it ended with exit code 0."""
+        return self.leader.returncode == 0
 
     def wait(self, timeout: float) -> bool:
         """True if the command ended within `timeout` seconds."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from roberta_dist.config.cluster import ClusterKind
-from roberta_dist.config.roots import LaunchConfig, PretrainConfig
+from roberta_dist.config.roots import PretrainConfig
 from roberta_dist.config.slurm import Container
 from roberta_dist.errors import ConfigError, LaunchError
 from roberta_dist.launcher.machine import extensions_folder, template_file
@@ -26,12 +27,24 @@ from roberta_dist.runtime.rundir import RunPaths, next_folder, numbered
 GPUS = re.compile(r"\bgpu(?::[^:(),]+)?:(\d+)")
 
 
-def launch_slurm(config: LaunchConfig, run: PretrainConfig) -> int:
-    """Submit `run` as a job, or print its script (`config.dry_run`).
+def describe_slurm(run: PretrainConfig) -> str:
+    """The script that `launch_slurm` would submit; what SLURM says of it goes to standard error.
+
+    Raises:
+        ConfigError, LaunchError: as `launch_slurm`.
+    """
+    paths, template = _paths_and_template(run)
+    script = render(run, _job(run, numbered(paths.slurm, "submit_")), template)
+    if shutil.which("sbatch"):
+        say(_test(script))
+    return script.rstrip("\n")
+
+
+def launch_slurm(run: PretrainConfig) -> int:
+    """Submit `run` as a job.
 
     Args:
-        config: as the user gave it.
-        run: the same run with absolute paths.
+        run: with absolute paths.
 
     Returns:
         0 once SLURM has the job.
@@ -41,18 +54,9 @@ def launch_slurm(config: LaunchConfig, run: PretrainConfig) -> int:
         StorageError: the run folder cannot be written.
         LaunchError: SLURM's commands are missing or do not work.
     """
-    paths = RunPaths(Path(check_path(run.run_dir)))
-    template = template_file("train.sbatch").read_text(encoding="utf-8")
-    if config.dry_run:
-        submission = numbered(paths.slurm, "submit_")
-        script = render(run, _job(run, submission), template)
-        print(script, end="")
-        if shutil.which("sbatch"):
-            say(_test(script))
-        return 0
+    paths, template = _paths_and_template(run)
     _refuse_second_job(paths)
-    submission = numbered(paths.slurm, "submit_")
-    _test(render(run, _job(run, submission), template))
+    _test(render(run, _job(run, numbered(paths.slurm, "submit_")), template))
     submission = next_folder(paths.slurm, "submit_")
     script = render(run, _job(run, submission), template)
     write_config(run, paths, submission)
@@ -64,9 +68,15 @@ def launch_slurm(config: LaunchConfig, run: PretrainConfig) -> int:
     log = paths.slurm / f"{job}.out"
     record_launch(paths, ClusterKind.slurm, job_id=job, role="train", log=str(log))
     say(f"{paths.root}: job {job}")
-    say(f"  look:  squeue -j {job}; tail -F {log}; ranks in {paths.logs}/job_{job}.*/rank_*.log")
-    say(f"  stop:  scancel {job} (it stays so; launch again goes on from the last checkpoint)")
+    name = shlex.quote(f"run_dir={paths.root}")
+    say(f"  look:  roberta-dist status {name}; roberta-dist logs {name}; {log}")
+    say(f"  stop:  roberta-dist stop {name} saves first; launch again goes on from there")
     return 0
+
+
+def _paths_and_template(run: PretrainConfig) -> tuple[RunPaths, str]:
+    template = template_file("train.sbatch").read_text(encoding="utf-8")
+    return RunPaths(Path(check_path(run.run_dir))), template
 
 
 def _job(run: PretrainConfig, submission: Path) -> Job:
@@ -131,7 +141,7 @@ def _refuse_second_job(paths: RunPaths) -> None:
         if done.returncode == 0 and done.stdout.strip():  # a job long gone is an error to squeue
             raise ConfigError(
                 f"{paths.root}: job {job} of this run is {done.stdout.strip()}",
-                f"wait for it, or `scancel {job}` first",
+                f"wait for it, or `roberta-dist stop run_dir={paths.root}` first",
             )
 
 

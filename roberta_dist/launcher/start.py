@@ -21,15 +21,17 @@ from roberta_dist.runtime.rundir import RunPaths
 
 
 def with_absolute_paths(config: PretrainConfig) -> PretrainConfig:
-    """`run_dir` and local corpora as every process sees them, wherever it starts."""
+    """`run_dir`, `init` and local corpora as every process sees them, wherever it starts."""
     run_dir = Path(config.run_dir).expanduser().absolute()
     corpora = config.data.corpora
     data = replace(
         config.data,
         path=_absolute(config.data.path),
+        cache_dir=config.data.cache_dir and _absolute(config.data.cache_dir),
         corpora=corpora and {name: _absolute(path) for name, path in corpora.items()},
     )
-    return replace(config, run_dir=str(run_dir), data=data)
+    init = config.init and _absolute(config.init)
+    return replace(config, run_dir=str(run_dir), init=init, data=data)
 
 
 def _absolute(path: str) -> str:

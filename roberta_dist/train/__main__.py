@@ -11,6 +11,7 @@ from roberta_dist.config.load import load_yaml
 from roberta_dist.config.roots import PretrainConfig
 from roberta_dist.errors import RobertaDistError
 from roberta_dist.runtime.leave import end_process
+from roberta_dist.runtime.parent import exit_with_parent
 from roberta_dist.runtime.world import adopt_tasks
 
 
@@ -19,9 +20,11 @@ def main(arguments: Sequence[str]) -> int:
     if len(arguments) != 1:
         print("usage: python -m roberta_dist.train RUN/config.yaml", file=sys.stderr)
         return 2
+    exit_with_parent()
     try:
         adopt_tasks(os.environ)
-        # not before: it imports DeepSpeed
+        # Not before: it imports torch, for seconds in which the launcher may be killed, and DeepSpeed,
+        # which looks at the variables of the world.
         from roberta_dist.train.run import pretrain
 
         return pretrain(load_yaml(PretrainConfig, Path(arguments[0])))

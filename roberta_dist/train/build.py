@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from roberta_dist.model.init import init_weights
 from roberta_dist.optim.build import build_optimizer
 from roberta_dist.optim.loss_scale import LossScale
 from roberta_dist.runtime.dist import on_all, on_main
+from roberta_dist.runtime.laps import Laps
 from roberta_dist.runtime.rundir import RunPaths
 from roberta_dist.runtime.world import World
 from roberta_dist.stream.held_out import HeldOut, open_held_out
@@ -31,6 +33,7 @@ from roberta_dist.train.resume import ResumePoint, check_resume
 from roberta_dist.train.state import TrainState
 from roberta_dist.train.warm_start import warm_start
 
+LOGGER = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
@@ -60,7 +63,10 @@ def build_run(config: PretrainConfig, world: World) -> Run:
         ConfigError: the corpus, or a difference to the checkpoint, does not allow the run.
         DataFault: a shard or the checkpoint is damaged.
     """
+    laps = Laps()
+    laps.mark("imports")
     device = init_world(world, config.train.timeout_s)
+    laps.mark("world")
     if config.train.deterministic:
         torch.use_deterministic_algorithms(True)
     checkpoint = newest_whole(RunPaths(Path(config.run_dir)).checkpoints, config.checkpoint, world)
@@ -82,6 +88,7 @@ def build_run(config: PretrainConfig, world: World) -> Run:
         )
     _check_shards(stream, held_out, world)
     resume = on_main(lambda: _find_resume_point(config, checkpoint, stream, world))
+    laps.mark("data")
     model = RobertaForPretraining(
         config.model,
         config.kernels,
@@ -101,6 +108,8 @@ def build_run(config: PretrainConfig, world: World) -> Run:
         engine.load(checkpoint)
     elif config.init is not None:
         resume = warm_start(config, engine, stream, world, resume)
+    laps.mark("engine")
+    LOGGER.info("start-up: %s", laps)
     return Run(config, world, device, stream, held_out, engine, size, resume)
 
 

@@ -19,7 +19,6 @@ from roberta_dist.plan.flops import parameter_count
 from roberta_dist.runtime.dist import on_main
 from roberta_dist.runtime.files import atomic_write, write_json
 from roberta_dist.runtime.logs import setup_logging
-from roberta_dist.runtime.parent import exit_with_parent
 from roberta_dist.runtime.rundir import RunPaths, current_attempt, is_done
 from roberta_dist.runtime.signals import StopRequest
 from roberta_dist.runtime.watchdog import Watchdog
@@ -49,7 +48,6 @@ def pretrain(config: PretrainConfig) -> int:
     """
     stop = StopRequest()
     stop.install()
-    exit_with_parent()
     world = detect_world()
     paths = RunPaths(Path(config.run_dir))
     if is_done(paths, config.schedule.max_steps):

@@ -61,8 +61,8 @@ class Launched:
                 continue
         return found
 
-    def runner(self) -> psutil.Process:
-        return next(p for p in self.alive() if "deepspeed.launcher.runner" in p.cmdline())
+    def deepspeed(self) -> psutil.Process:
+        return next(p for p in self.alive() if "deepspeed.launcher.launch" in p.cmdline())
 
 
 def wait_until(condition: Callable[[], bool], timeout: float) -> bool:
@@ -146,11 +146,11 @@ def test_killing_one_worker_ends_all(start):
     assert not run.alive()
 
 
-@pytest.mark.parametrize("victim", ["ours", "runner"])
+@pytest.mark.parametrize("victim", ["ours", "deepspeed"])
 def test_killing_a_launcher_leaves_nobody(start, victim):
     run = start("hang")
     run.started()
-    target = run.runner().pid if victim == "runner" else run.process.pid
+    target = run.deepspeed().pid if victim == "deepspeed" else run.process.pid
     os.kill(target, signal.SIGKILL)
     run.finish()
     assert wait_until(lambda: not run.alive(), 15), run.alive()

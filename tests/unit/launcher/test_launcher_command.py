@@ -1,36 +1,44 @@
 from __future__ import annotations
 
+import base64
+import json
 from pathlib import Path
 
 import pytest
 
 from roberta_dist.errors import ConfigError
-from roberta_dist.launcher.command import deepspeed_command, worker_count, worker_environment
+from roberta_dist.launcher.command import node_command, worker_count, worker_environment
 
 pytestmark = pytest.mark.unit
 SCRIPT, CONFIG = Path("/src/launch/pretrain.py"), Path("/runs/a b/logs/attempt_000/config.yaml")
 
 
-def test_command_without_accelerator():
-    assert deepspeed_command("/env/bin/python", [], 2, 21000, SCRIPT, CONFIG) == [
-        "/env/bin/python", "-m", "deepspeed.launcher.runner", "--quiet",
-        "--hostfile=/runs/a b/logs/attempt_000/no_hostfile", "--num_gpus=2",
-        "--master_addr=127.0.0.1", "--master_port=21000", "--no_local_rank",
-        "/src/launch/pretrain.py", "/runs/a b/logs/attempt_000/config.yaml",
+def test_command_of_one_machine():
+    command = node_command(
+        "/env/bin/python", {"localhost": [0, 1]}, 0, "127.0.0.1", 21000, False, SCRIPT, CONFIG
+    )
+    assert command == [
+        "/env/bin/python", "-u", "-m", "deepspeed.launcher.launch", "--quiet",
+        "--world_info=eyJsb2NhbGhvc3QiOiBbMCwgMV19", "--node_rank=0", "--master_addr=127.0.0.1",
+        "--master_port=21000", "--no_local_rank", "/src/launch/pretrain.py",
+        "/runs/a b/logs/attempt_000/config.yaml",
     ]  # fmt: skip
 
 
-def test_command_keeps_the_devices_that_are_ours():
-    command = deepspeed_command("python", [2, 5, 7], 2, 1, SCRIPT, CONFIG)
-    assert "--include=localhost:2,5" in command
-    assert not any(word.startswith("--num_gpus") for word in command)
+def test_command_of_one_machine_of_several():
+    nodes = {"node1": [0, 1], "node2": [2, 5]}
+    command = node_command("python", nodes, 1, "node1", 1, True, SCRIPT, CONFIG)
+    assert "--node_rank=1" in command and "--bind_cores_to_rank" in command
+    (world,) = (word.partition("=")[2] for word in command if word.startswith("--world_info="))
+    assert json.loads(base64.urlsafe_b64decode(world)) == nodes
 
 
 def test_environment():
     environ = {"PATH": "/bin", "RANK": "3", "LOCAL_SIZE": "8", "MASTER_PORT": "1", "HOME": "/h"}
     made = worker_environment(
-        environ, "/env/bin/python", "attempt_004", 77, 6, Path("/env/torch_extensions"), True
-    )
+        environ, "/env/bin/python", "attempt_004", 77, 6, Path("/env/torch_extensions"), True,
+        None, "lo",
+    )  # fmt: skip
     assert made == {
         "PATH": "/env/bin:/bin",
         "HOME": "/h",
@@ -47,11 +55,18 @@ def test_environment():
 
 def test_environment_leaves_the_users_choices():
     made = worker_environment(
-        {"DS_ACCELERATOR": "xpu", "GLOO_SOCKET_IFNAME": "eth1"}, "/p", "a", 1, 1, None, True
-    )
+        {"DS_ACCELERATOR": "xpu", "GLOO_SOCKET_IFNAME": "eth1"}, "/p", "a", 1, 1, None, True,
+        None, "lo",
+    )  # fmt: skip
     assert (made["DS_ACCELERATOR"], made["GLOO_SOCKET_IFNAME"]) == ("xpu", "eth1")
     assert "TORCH_EXTENSIONS_DIR" not in made
-    assert "DS_ACCELERATOR" not in worker_environment({}, "/p", "a", 1, 1, None, False)
+    assert "DS_ACCELERATOR" not in worker_environment({}, "/p", "a", 1, 1, None, False, None, None)
+
+
+def test_an_interface_that_was_asked_for_stands_above_all():
+    environ = {"GLOO_SOCKET_IFNAME": "eth1", "NCCL_SOCKET_IFNAME": "eth1"}
+    made = worker_environment(environ, "/p", "a", 1, 1, None, True, "ib0", "lo")
+    assert (made["GLOO_SOCKET_IFNAME"], made["NCCL_SOCKET_IFNAME"]) == ("ib0", "ib0")
 
 
 @pytest.mark.parametrize(

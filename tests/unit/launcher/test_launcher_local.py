@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +12,9 @@ from roberta_dist.config.data import DataConfig
 from roberta_dist.config.load import load_yaml
 from roberta_dist.config.optim import ScheduleConfig
 from roberta_dist.config.roots import LaunchConfig, PretrainConfig
-from roberta_dist.config.train import TrainConfig
 from roberta_dist.errors import ConfigError, LaunchError, StorageError
 from roberta_dist.launcher import local
+from roberta_dist.launcher.attempts import Ended
 from roberta_dist.launcher.launch import launch
 from roberta_dist.launcher.start import with_absolute_paths
 from roberta_dist.runtime.rundir import RunPaths
@@ -34,57 +35,17 @@ def config(tmp_path):
     )
 
 
-@pytest.fixture
-def attempt(config):
-    paths = RunPaths(Path(config.run_dir))
-    folder = paths.logs / "attempt_000"
-    folder.mkdir(parents=True)
-    return paths, folder
+def ended(code=0, interrupted=False):
+    return Ended(f"says {code}", code == 0, interrupted)
+
+
+def world_of(command):
+    word = next(word for word in command if word.startswith("--world_info="))
+    return json.loads(base64.urlsafe_b64decode(word.partition("=")[2]))
 
 
 def leave(path, step=10, reason="max_steps"):
     path.write_text(json.dumps({"step": step, "reason": reason}))
-
-
-def test_done_and_requeue_are_success_whatever_deepspeed_says(config, attempt):
-    paths, folder = attempt
-    leave(paths.requeue, 3, "signal")
-    assert local.outcome(config, paths, folder, 1, True) == 0
-    paths.requeue.unlink()
-    leave(paths.done)
-    assert local.outcome(config, paths, folder, 247, False) == 0
-
-
-def test_done_of_a_shorter_run_is_not_done(config, attempt):
-    paths, folder = attempt
-    leave(paths.done, 5)
-    with pytest.raises(LaunchError):
-        local.outcome(config, paths, folder, 0, False)
-    leave(paths.done, 5, "early_stop")
-    assert local.outcome(config, paths, folder, 0, False) == 0
-
-
-@pytest.mark.parametrize("code", [2, 3, 4, 5])
-def test_the_workers_word_counts(config, attempt, code):
-    paths, folder = attempt
-    (folder / "exit_code").write_text(f"{code}\n")
-    assert local.outcome(config, paths, folder, 143, False) == code
-
-
-def test_an_unexpected_error_is_a_launch_failure(config, attempt):
-    paths, folder = attempt
-    (folder / "exit_code").write_text("1\n")
-    with pytest.raises(LaunchError, match="attempt_000"):
-        local.outcome(config, paths, folder, 1, False)
-
-
-def test_exit_0_without_a_word_is_a_failure(config, attempt):
-    paths, folder = attempt
-    with pytest.raises(LaunchError, match="without finishing"):
-        local.outcome(config, paths, folder, 0, False)
-    assert local.outcome(config, paths, folder, -2, True) == 130
-    dry = replace(config, train=TrainConfig(dry_run=True))
-    assert local.outcome(dry, paths, folder, 0, False) == 0
 
 
 def test_launch_writes_the_configuration_and_starts_the_workers(config, monkeypatch, tmp_path):
@@ -93,7 +54,7 @@ def test_launch_writes_the_configuration_and_starts_the_workers(config, monkeypa
     def run_group(command, environ, told):
         seen.append((command, environ))
         leave(RunPaths(Path(config.run_dir)).done)
-        return 0, False
+        return ended()
 
     monkeypatch.setattr(local, "run_group", run_group)
     monkeypatch.chdir(tmp_path)
@@ -110,7 +71,7 @@ def test_launch_writes_the_configuration_and_starts_the_workers(config, monkeypa
 
 
 def test_a_refused_attempt_leaves_the_runs_configuration_alone(config, monkeypatch):
-    monkeypatch.setattr(local, "run_group", lambda command, environ, told: (1, False))
+    monkeypatch.setattr(local, "run_group", lambda command, environ, told: ended(1))
     with pytest.raises(LaunchError):
         launch(config)
     other = replace(config, schedule=ScheduleConfig(max_steps=99, warmup_steps=1))
@@ -125,7 +86,7 @@ def test_a_requeue_of_the_last_attempt_does_not_speak_for_this_one(config, monke
     paths = RunPaths(Path(config.run_dir))
     paths.root.mkdir()
     leave(paths.requeue, 3, "signal")
-    monkeypatch.setattr(local, "run_group", lambda command, environ, told: (1, False))
+    monkeypatch.setattr(local, "run_group", lambda command, environ, told: ended(1))
     with pytest.raises(LaunchError):
         launch(config)
 
@@ -170,19 +131,54 @@ def test_a_world_that_breaks_is_started_again_until_it_stands_still(config, monk
     paths, worlds = RunPaths(Path(config.run_dir)), []
 
     def run_group(command, environ, told):
-        worlds.append(next(word for word in command if word.startswith("--num_gpus")))
+        worlds.append(len(world_of(command)["localhost"]))
         if len(worlds) < 3:  # each of them saves once
             folder = paths.checkpoints / f"step_{len(worlds):08d}"
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "COMPLETE").touch()
-        return 1, False
+        return ended(1)
 
     monkeypatch.setattr(local, "find_devices", lambda environ: [])
     monkeypatch.setattr(local, "run_group", run_group)
     with pytest.raises(LaunchError):
         launch(replace(config, cluster=cluster))
-    assert worlds == ["--num_gpus=2", "--num_gpus=1", "--num_gpus=1"]
+    assert worlds == [2, 1, 1]
     worlds.clear()
-    monkeypatch.setattr(local, "run_group", lambda *given: (run_group(*given)[0], True))
+    monkeypatch.setattr(local, "run_group", lambda *given: run_group(*given) and ended(1, True))
     assert launch(replace(config, cluster=cluster)) == 130
     assert len(worlds) == 1
+
+
+def test_a_dry_run_says_all_and_starts_nothing(config, monkeypatch, capsys):
+    monkeypatch.setattr(local, "find_devices", lambda environ: [])
+    cluster = replace(config.cluster, interface="eth7", environment={"NCCL_DEBUG": "a b"})
+    assert launch(replace(config, dry_run=True, cluster=cluster)) == 0
+    told = capsys.readouterr().out
+    assert told.startswith("this machine: 2 worker(s)\n")
+    assert "  export NCCL_DEBUG='a b'\n" in told and "  export GLOO_SOCKET_IFNAME=eth7\n" in told
+    assert "  export OMP_NUM_THREADS=3\n" in told
+    assert f"{config.run_dir}/logs/attempt_NNN/config.yaml" in told.splitlines()[-1]
+    assert not Path(config.run_dir).exists()
+
+
+def test_binding_cores_needs_numactl(config, monkeypatch, tmp_path):
+    cluster = replace(config.cluster, bind_cores=True)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigError, match="numactl"):
+        launch(replace(config, cluster=cluster))
+    assert not Path(config.run_dir).exists()
+
+
+def test_a_stop_is_kept(config, monkeypatch):
+    """A world that breaks after `stop` is not started again."""
+    started = []
+
+    def run_group(command, environ, told):
+        started.append(command)
+        RunPaths(Path(config.run_dir)).stop.touch()
+        return ended(1)
+
+    monkeypatch.setattr(local, "run_group", run_group)
+    with pytest.raises(LaunchError):
+        launch(replace(config, cluster=replace(config.cluster, restarts=5, restart_delay_s=0)))
+    assert len(started) == 1

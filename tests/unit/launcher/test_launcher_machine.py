@@ -7,10 +7,12 @@ import pytest
 from roberta_dist.errors import ConfigError
 from roberta_dist.launcher.machine import (
     PORTS,
+    check_numactl,
     clear_stale_locks,
     extensions_folder,
     find_devices,
     free_port,
+    interface_towards,
     worker_script,
 )
 
@@ -69,3 +71,17 @@ def test_only_locks_that_nobody_holds_are_removed(tmp_path):
         assert clear_stale_locks(tmp_path) == [tmp_path / "stale" / "lock"]
     assert (tmp_path / "held" / "lock").exists()
     assert not (tmp_path / "stale" / "lock").exists()
+
+
+def test_the_interface_towards_an_address():
+    assert interface_towards("127.0.0.1") == "lo"
+    assert interface_towards("127.0.1.2") == "lo"  # no interface has it, and it is this machine
+    assert interface_towards("no.such.host.invalid") is None
+
+
+def test_binding_without_numactl_names_the_remedy(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigError, match=r"cluster\.bind_cores=true.*\n.*install .*numactl"):
+        check_numactl()
+    (tmp_path / "numactl").touch(mode=0o755)
+    check_numactl()

@@ -1,0 +1,41 @@
+"""How an attempt ended, from what its workers left.
+
+Exit codes that pass through a launcher carry no intent. What counts is DONE, REQUEUE, or `exit_code`
+in the attempt's folder.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from roberta_dist.config.roots import PretrainConfig
+from roberta_dist.errors import LaunchError
+from roberta_dist.launcher.attempts import INTERRUPTED, Ended
+from roberta_dist.launcher.start import say
+from roberta_dist.runtime.rundir import RunPaths, is_done
+
+MEANINGS = {2: "configuration", 3: "data fault", 4: "non-finite numbers", 5: "hang"}
+
+
+def outcome(config: PretrainConfig, paths: RunPaths, attempt: Path, ended: Ended) -> int:
+    """Exit code of an attempt; LaunchError if it left nothing."""
+    recorded = attempt / "exit_code"
+    told = int(recorded.read_text()) if recorded.is_file() else None
+    if is_done(paths, config.schedule.max_steps):
+        say(f"{paths.root}: done")
+        return 0
+    if paths.requeue.is_file():
+        say(f"{paths.root}: stopped on request; the same command goes on from there")
+        return 0
+    if told in MEANINGS:
+        say(f"{paths.root}: the workers stopped ({MEANINGS[told]}); see {attempt}")
+        return told
+    if config.train.dry_run and ended.clean and told is None:
+        return 0
+    if ended.interrupted:
+        say(f"{paths.root}: interrupted")
+        return INTERRUPTED
+    raise LaunchError(
+        f"{paths.root}: the workers ended without finishing ({ended.said})",
+        f"read {attempt}/rank_*.log; the same command goes on from the last checkpoint",
+    )
