@@ -40,8 +40,7 @@ from compare_trainer import prepared
 from tqdm import tqdm
 
 from roberta_dist.checkpoint.format import TEMPORARY, step_folder
-from roberta_dist.checkpoint.reader import complete_steps
-from roberta_dist.runtime.rundir import RunPaths
+from roberta_dist.runtime.rundir import RunPaths, complete_steps
 
 FAULTS = ("kill", "save", "term", "stop", "corrupt", "disk")
 STEPS_PER_FAULT = 40

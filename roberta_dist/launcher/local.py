@@ -24,9 +24,9 @@ from roberta_dist.launcher.machine import (
     worker_script,
 )
 from roberta_dist.launcher.processes import Interrupts, ProcessGroup
-from roberta_dist.launcher.restarts import Restarts, complete_checkpoints
+from roberta_dist.launcher.restarts import Restarts
 from roberta_dist.launcher.start import record_launch, say, write_config
-from roberta_dist.runtime.rundir import RunPaths, is_done, next_attempt
+from roberta_dist.runtime.rundir import RunPaths, complete_steps, is_done, next_attempt
 
 POLL_S = 0.2
 GRACE_S = 10.0
@@ -59,7 +59,7 @@ def launch_local(config: PretrainConfig) -> int:
     restarts = Restarts(config.cluster)
     record_launch(paths, config.cluster.kind)
     while True:
-        before = complete_checkpoints(paths)
+        before = complete_steps(paths.checkpoints)
         failure: LaunchError | None = None
         try:
             code, interrupted = _attempt(config, paths, devices, workers)
@@ -67,7 +67,7 @@ def launch_local(config: PretrainConfig) -> int:
             failure, code, interrupted = error, error.exit_code, False
         if interrupted or code not in (LaunchError.exit_code, HangError.exit_code):
             return code
-        delay = restarts.delay(progress=complete_checkpoints(paths) != before)
+        delay = restarts.delay(progress=complete_steps(paths.checkpoints) != before)
         if delay is None:
             if failure is not None:
                 raise failure

@@ -25,7 +25,8 @@ for folder in ("tests/acceptance/support", "tests/integration", "tools"):
 import run_support as runs
 from points import pytest_passes, run_points, say
 
-from roberta_dist.checkpoint.reader import complete_steps, load_weights
+from roberta_dist.checkpoint.reader import load_weights
+from roberta_dist.runtime.rundir import complete_steps
 
 WORK = Path(tempfile.mkdtemp(prefix="survival-"))
 KEEP = "checkpoint.keep_last=99"

@@ -25,7 +25,8 @@ from run_support import (
     write_config,
 )
 
-from roberta_dist.checkpoint.reader import complete_steps, load_weights
+from roberta_dist.checkpoint.reader import load_weights
+from roberta_dist.runtime.rundir import complete_steps
 
 pytestmark = pytest.mark.world
 LAST = "checkpoints/step_00000040"
