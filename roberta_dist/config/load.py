@@ -79,6 +79,19 @@ def load_yaml(root: type[C], path: Path) -> C:
     return to_dataclass(root, values)
 
 
+def read_values(path: Path) -> dict[str, Any]:
+    """A configuration as plain values, unchecked: for a look at a run that any version wrote.
+
+    Raises:
+        ConfigError: no file, or no yaml.
+    """
+    try:
+        values = OmegaConf.to_container(OmegaConf.load(path))
+    except (OSError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{path}: {error}", "give the folder of a run") from error
+    return {str(key): value for key, value in values.items()} if isinstance(values, dict) else {}
+
+
 def to_yaml(config: Any) -> str:
     """The yaml of a frozen configuration; `load_yaml` gives the same object back."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))

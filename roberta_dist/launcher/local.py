@@ -10,10 +10,11 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from roberta_dist.config.roots import PretrainConfig
-from roberta_dist.errors import HangError, LaunchError
+from roberta_dist.errors import HangError, LaunchError, StorageError
 from roberta_dist.launcher.command import deepspeed_command, worker_count, worker_environment
 from roberta_dist.launcher.machine import (
     available_cores,
@@ -26,6 +27,7 @@ from roberta_dist.launcher.machine import (
 from roberta_dist.launcher.processes import Interrupts, ProcessGroup
 from roberta_dist.launcher.restarts import Restarts
 from roberta_dist.launcher.start import record_launch, say, write_config
+from roberta_dist.runtime.files import atomic_write
 from roberta_dist.runtime.rundir import RunPaths, complete_steps, is_done, next_attempt
 
 POLL_S = 0.2
@@ -39,7 +41,7 @@ def launch_local(config: PretrainConfig) -> int:
     """Start or resume `config.run_dir` with `config.cluster` and wait for the end.
 
     A world of which a rank died or hung is started again, `cluster.restarts` times in a row without
-    a new checkpoint.
+    a new checkpoint, unless `stop` left STOP.
 
     Args:
         config: with absolute paths.
@@ -68,7 +70,7 @@ def launch_local(config: PretrainConfig) -> int:
         if interrupted or code not in (LaunchError.exit_code, HangError.exit_code):
             return code
         delay = restarts.delay(progress=complete_steps(paths.checkpoints) != before)
-        if delay is None:
+        if delay is None or paths.stop.is_file():
             if failure is not None:
                 raise failure
             return code
@@ -76,7 +78,7 @@ def launch_local(config: PretrainConfig) -> int:
             workers = max(1, workers - 1)
         reason = failure.problem if failure else f"{paths.root}: a rank hung"
         say(f"{reason}; starting {workers} worker(s) again in {delay:g} s")
-        if not _wait(delay):
+        if not _wait(delay, paths.stop):
             return INTERRUPTED
 
 
@@ -102,13 +104,13 @@ def _attempt(
     return outcome(config, paths, attempt, code, interrupted), interrupted
 
 
-def _wait(seconds: float) -> bool:
-    """False if a signal came meanwhile."""
+def _wait(seconds: float, stop: Path) -> bool:
+    """False if a signal came meanwhile, or the file `stop`."""
     with Interrupts() as interrupts:
         deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline and not interrupts.count:
+        while time.monotonic() < deadline and not (interrupts.count or stop.is_file()):
             time.sleep(POLL_S)
-        return not interrupts.count
+        return not (interrupts.count or stop.is_file())
 
 
 def _environment(
@@ -166,7 +168,10 @@ def _answer(group: ProcessGroup, count: int) -> None:
 def outcome(
     config: PretrainConfig, paths: RunPaths, attempt: Path, code: int, interrupted: bool
 ) -> int:
-    """Exit code of an attempt, from what it left; LaunchError if it left nothing."""
+    """Exit code of an attempt, from what it left; LaunchError if it left nothing.
+
+    What the workers could not leave any more is left in their place, for `status`.
+    """
     recorded = attempt / "exit_code"
     told = int(recorded.read_text()) if recorded.is_file() else None
     if is_done(paths, config.schedule.max_steps):
@@ -180,6 +185,10 @@ def outcome(
         return told
     if config.train.dry_run and code == 0 and told is None:
         return 0
+    ending = INTERRUPTED if interrupted else LaunchError.exit_code
+    if told is None:
+        with suppress(StorageError):  # a full disk is often what ended the attempt
+            atomic_write(recorded, f"{ending}\n")
     if interrupted:
         say(f"{paths.root}: interrupted")
         return INTERRUPTED

@@ -43,8 +43,11 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 def rows_backwards(path: Path, mark: str = "") -> Iterator[dict[str, Any]]:
     """Lines from the last to the first, those alone that contain `mark`; damaged ones are left out.
 
-    For a look at how a run does: it reads no more of a long file than is asked for.
+    For a look at how a run does: it reads no more of a long file than is asked for, and a file that
+    is not there yet has no lines.
     """
+    if not path.is_file():
+        return
     wanted = mark.encode()
     for line in lines_backwards(path):
         if wanted in line:

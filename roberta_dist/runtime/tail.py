@@ -31,6 +31,26 @@ def lines_backwards(path: Path) -> Iterator[bytes]:
             yield rest
 
 
+def offset_of_last(path: Path, count: int) -> int:
+    """Where the last `count` lines begin, in bytes; one without its newline yet is a line too."""
+    with open(path, "rb") as handle:
+        end = position = handle.seek(0, os.SEEK_END)
+        missing = count
+        while position > 0:
+            size = min(BLOCK, position)
+            position -= size
+            handle.seek(position)
+            block = handle.read(size)
+            index = block.rfind(b"\n")
+            while index >= 0:
+                if position + index + 1 < end:  # the very last newline ends a line, it begins none
+                    missing -= 1
+                    if missing == 0:
+                        return position + index + 1
+                index = block.rfind(b"\n", 0, index)
+        return 0
+
+
 def last_lines(path: Path, count: int) -> list[str]:
     """The last `count` lines, in their order; bytes that are no UTF-8 are replaced."""
     lines: list[bytes] = []

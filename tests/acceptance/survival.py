@@ -157,7 +157,7 @@ def hurt_launch(name: str, signum: int, *overrides: str) -> tuple[Path, int, flo
             assert launcher.poll() is None
             time.sleep(0.01)
         began = time.monotonic()
-        runs.worker_of(launcher.pid, 1).send_signal(signum)
+        runs.worker_of(run_dir, 1).send_signal(signum)
         return run_dir, launcher.wait(), time.monotonic() - began
 
 
