@@ -84,13 +84,24 @@ class RunFiles:
     @property
     def restarts(self) -> int:
         """Attempts after the first of the newest launch."""
-        since = self.launches[-1].time - CLOCK_S if self.launches else 0.0
+        since = self.launches[-1].time if self.launches else 0.0
         return max(0, sum((_mtime(path) or 0.0) >= since for path in self.attempts) - 1)
 
     @property
     def roles(self) -> dict[str, str]:
         """SLURM job → what it is for, of all launches."""
         return {launch.job_id: launch.role for launch in self.launches if launch.job_id is not None}
+
+    @property
+    def newest_jobs(self) -> list[str]:
+        """SLURM jobs of the newest launch: one command may submit several."""
+        last = self.launches[-1] if self.launches else None
+        own = [
+            item
+            for item in self.launches
+            if last and (item.host, item.pid) == (last.host, last.pid)
+        ]
+        return [item.job_id for item in own if item.job_id is not None]
 
 
 def is_run(folder: Path) -> bool:
@@ -164,7 +175,7 @@ def complaints(lines: list[str]) -> list[str]:
             records.append([line])
         elif records and line.strip():
             records[-1].append(line)
-    told = [record for record in records if not record[0].split(" ", 3)[2] == "INFO"]
+    told = [record for record in records if record[0].split(" ", 3)[2] != "INFO"]
     return [record[0].replace(TRACEBACK, record[-1].strip()) for record in told[-COMPLAINTS:]]
 
 

@@ -88,8 +88,8 @@ def judge(files: RunFiles, around: Surroundings, now: float) -> Standing:
     jobs = around.answer.of(files.roles)
     found = (
         _going_on(files, around, jobs)
-        or _ended(files, jobs)
-        or _unseen(files, launch, around, jobs, now)
+        or _ended(files, around.answer.of(files.newest_jobs))
+        or _unseen(files, launch, around.answer.problem, now)
     )
     return Standing(*found, kind)
 
@@ -101,7 +101,8 @@ def _going_on(files: RunFiles, around: Surroundings, jobs: list[Job]) -> tuple[S
             left = f", limit at {job.end:%Y-%m-%d %H:%M}" if job.end else ""
             return alive, f"{_name(job, files)} {job.state} on {job.nodes or 'its nodes'}{left}"
     if around.launcher is not None:
-        idle = "" if around.workers else ", no worker at the moment"
+        here = files.launches[-1].kind is ClusterKind.local
+        idle = ", no worker at the moment" if here and not around.workers else ""
         return alive, f"launcher {around.launcher}{idle}"
     if around.workers:
         return _by_time(files), f"{len(around.workers)} worker(s) on this machine, no launcher"
@@ -116,18 +117,16 @@ def _ended(files: RunFiles, jobs: list[Job]) -> tuple[State, str] | None:
     if files.done is not None:
         return State.done, f"at step {files.done:,}"
     if files.stopped_at is not None:
-        return (
-            State.stopped,
-            f"on request at step {files.stopped_at:,}; `launch` goes on from there",
-        )
+        way = f"on request at step {files.stopped_at:,}; `launch` goes on from there"
+        return State.stopped, way
     told = files.exit_code
     if told == INTERRUPTED:
         return State.stopped, f"at once; {_way_on(files)}"
     if told is not None:
         return State.failed, f"exit code {told}: {MEANINGS.get(told, 'unknown')}; {_way_on(files)}"
-    if jobs:
-        job = jobs[-1]
-        name = _name(job, files)
+    # of a chain, the first that went wrong says why
+    if jobs and (bad := [job for job in jobs if job.state != "COMPLETED"]):
+        job, name = bad[0], _name(bad[0], files)
         if job.state.startswith("CANCELLED"):
             return State.stopped, f"{name} was cancelled; {_way_on(files)}"
         words = [f"{name} {job.state}", job.exit_code, job.reason]
@@ -135,22 +134,20 @@ def _ended(files: RunFiles, jobs: list[Job]) -> tuple[State, str] | None:
     return None
 
 
-def _unseen(
-    files: RunFiles, launch: Launch | None, around: Surroundings, jobs: list[Job], now: float
-) -> tuple[State, str]:
+def _unseen(files: RunFiles, launch: Launch | None, problem: str, now: float) -> tuple[State, str]:
     """Nothing runs here and nothing tells of an end."""
     if launch is None and not files.attempts:
         return State.not_started, ""
-    silent = f"nothing written for {human_duration(now - files.written)}" if files.written else "nothing written yet"  # fmt: skip
+    silent = "nothing written yet"
+    if files.written is not None:
+        silent = f"nothing written for {human_duration(now - files.written)}"
     elsewhere = launch is not None and not launch.is_here and launch.kind is not ClusterKind.slurm
-    problem = around.answer.problem
     if elsewhere and launch is not None:
         problem = f"launched on {launch.host}, whose processes are not seen from here"
     fresh = files.written is not None and now - files.written < FRESH_S
     if fresh and (problem or launch is None):
-        return _by_time(
-            files
-        ), f"by its files alone; {problem or 'its processes are not on this machine'}"
+        why = problem or "its processes are not on this machine"
+        return _by_time(files), f"by its files alone; {why}"
     if problem:
         return State.unknown, f"{problem}; {silent}"
     if launch is None:
