@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,7 +83,9 @@ def test_exit_0_without_a_word_is_a_failure(config, attempt):
     paths, folder = attempt
     with pytest.raises(LaunchError, match="without finishing"):
         local.outcome(config, paths, folder, 0, False)
+    (folder / "exit_code").unlink()
     assert local.outcome(config, paths, folder, -2, True) == 130
+    (folder / "exit_code").unlink()
     dry = replace(config, train=TrainConfig(dry_run=True))
     assert local.outcome(dry, paths, folder, 0, False) == 0
 
@@ -186,3 +189,35 @@ def test_a_world_that_breaks_is_started_again_until_it_stands_still(config, monk
     monkeypatch.setattr(local, "run_group", lambda *given: (run_group(*given)[0], True))
     assert launch(replace(config, cluster=cluster)) == 130
     assert len(worlds) == 1
+
+
+def test_nothing_is_started_again_after_stop(config, monkeypatch):
+    """Neither after an attempt, nor where STOP comes while the next one is waited for."""
+    paths, started = RunPaths(Path(config.run_dir)), []
+
+    def run_group(command, environ, told):
+        started.append(command)
+        if len(started) == 1:
+            paths.stop.touch()
+        return 1, False
+
+    monkeypatch.setattr(local, "run_group", run_group)
+    again = replace(config, cluster=replace(config.cluster, restarts=5, restart_delay_s=60))
+    with pytest.raises(LaunchError):
+        launch(again)
+    assert len(started) == 1
+    folder = paths.logs / "attempt_000"
+    assert (folder / "exit_code").read_text() == "6\n"
+    threading.Timer(1.5, paths.stop.touch).start()  # `launch` takes the old one away first
+    assert launch(again) == 130
+    assert len(started) == 2
+
+
+def test_an_attempt_that_left_nothing_is_spoken_for(config, attempt):
+    paths, folder = attempt
+    assert local.outcome(config, paths, folder, -2, True) == 130
+    assert (folder / "exit_code").read_text() == "130\n"
+    (folder / "exit_code").write_text("1\n")
+    with pytest.raises(LaunchError):
+        local.outcome(config, paths, folder, 1, False)
+    assert (folder / "exit_code").read_text() == "1\n"

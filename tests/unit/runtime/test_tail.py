@@ -13,7 +13,18 @@ from roberta_dist.runtime.tail import last_lines, lines_backwards, offset_of_las
 
 pytestmark = pytest.mark.unit
 
-TEXTS = ["", "a", "a\n", "a\nb", "a\nb\n", "\n", "\n\n", "one\n\nthree\n", "ab\ncd\nef\ngh", "x" * 40]
+TEXTS = [
+    "",
+    "a",
+    "a\n",
+    "a\nb",
+    "a\nb\n",
+    "\n",
+    "\n\n",
+    "one\n\nthree\n",
+    "ab\ncd\nef\ngh",
+    "x" * 40,
+]
 
 
 @pytest.mark.parametrize("block", [1, 2, 3, 64])
@@ -47,7 +58,7 @@ def test_no_more_is_read_than_asked_for(tmp_path, monkeypatch):
     opened = []
 
     def counting(*arguments):
-        handle = open(*arguments)
+        handle = open(*arguments)  # noqa: SIM115
         opened.append(handle)
         return handle
 
