@@ -30,12 +30,11 @@ for signum in (signal.SIGTERM, signal.SIGUSR1):
 open(run + "/ready", "w").close()
 while not got:
     time.sleep(0.05)
-asked = os.path.exists(run + "/STOP")
 deadline = time.monotonic() + seconds
 while time.monotonic() < deadline and len(got) < 2:
     time.sleep(0.05)
 with open(run + "/got", "w") as out:
-    json.dump([asked, *got], out)
+    json.dump(got, out)
 if len(got) < 2 and seconds:
     with open(run + "/REQUEUE", "w") as out:
         json.dump({"step": 7, "reason": "signal"}, out)
@@ -82,7 +81,7 @@ def test_a_launcher_is_asked_once_and_after_stop_was_left(run, start, tmp_path, 
     with pytest.raises(LaunchError, match=r"still stopping: launcher .* timeout_s=0\.5"):
         stopped(run, timeout_s=0.5)
     assert stopped(run) == 0  # a second SIGTERM would have ended it at once
-    assert got(run) == [True, "SIGTERM"] and process.wait() == 0
+    assert got(run) == ["SIGTERM"] and process.wait() == 0
     assert "stopped: on request at step 7" in capsys.readouterr().err
     assert run.paths.stop.is_file() and not list(tmp_path.rglob("pwned"))
     assert stopped(run) == 0
@@ -93,14 +92,14 @@ def test_now_does_not_wait_for_a_save(run, start):
     process = start(SECONDS_TO_SAVE="60")
     run.launched(pid=process.pid, time=time.time())
     assert stopped(run, now=True) == 0
-    assert sorted(got(run)[1:]) == ["SIGTERM", "SIGUSR1"] and not run.paths.requeue.exists()
+    assert sorted(got(run)) == ["SIGTERM", "SIGUSR1"] and not run.paths.requeue.exists()
 
 
 def test_workers_that_lost_their_launcher_or_never_had_one(run, start, capsys):
     run.launched().attempt()  # by a process that is gone
     process = start(RANK="3")
     assert stopped(run) == 0
-    assert got(run) == [True, "SIGUSR1"] and process.wait() == 0
+    assert got(run) == ["SIGUSR1"] and process.wait() == 0
     assert "SIGUSR1 to rank 3" in capsys.readouterr().err
 
 
@@ -156,7 +155,9 @@ def test_a_chain_of_jobs(run, monkeypatch, tmp_path, capsys):
     state = tmp_path / "state"
     state.write_text("7|RUNNING|N/A|N/A|node1|0|0|None|\n8|PENDING|N/A|N/A||0|0|Dependency|\n")
     write_tool(tmp_path / "squeue", f"cat {state}")
-    write_tool(tmp_path / "scancel", f'echo "$@" >> {tmp_path}/asked')
+    # whatever happens to the job from then on, STOP is there
+    write_tool(tmp_path / "scancel", f'test -e "$RUN_DIR/STOP" && echo "$@" >> {tmp_path}/asked')
+    monkeypatch.setenv("RUN_DIR", str(run.paths.root))
     run.launched("slurm", job_id="7").launched("slurm", job_id="8")
     with pytest.raises(LaunchError, match="still stopping"):
         stopped(run, timeout_s=0.5)
