@@ -12,6 +12,9 @@ import psutil
 
 from roberta_dist.launcher.processes import GONE, is_alive
 
+CONFIG_FOLDERS = ("logs", "slurm")
+"""Below a run folder: what holds the folder of each attempt, and of each submission."""
+
 
 @dataclass(frozen=True)
 class Worker:
@@ -19,7 +22,7 @@ class Worker:
 
     Attributes:
         rank: from its environment.
-        config: the resolved configuration that it was given, RUN/config.yaml or an attempt's.
+        config: the resolved configuration that it was given, RUN/config.yaml, an attempt's or a submission's.
         process: of psutil.
     """
 
@@ -30,8 +33,8 @@ class Worker:
     def belongs_to(self, run_dir: Path) -> bool:
         """Whether it works on the run in `run_dir`, which must be resolved."""
         folder = self.config.parent
-        attempts = folder.parent
-        return folder == run_dir or (attempts.name == "logs" and attempts.parent == run_dir)
+        above = folder.parent
+        return folder == run_dir or (above.name in CONFIG_FOLDERS and above.parent == run_dir)
 
 
 def find_workers() -> list[Worker]:

@@ -85,17 +85,22 @@ def test_workers_of_a_run(start, tmp_path):
         folder.mkdir(parents=True)
     first = start(f"{name}/config.yaml", 1)  # relative to where it was started
     second = start(run_dir / "logs" / "attempt_001" / "config.yaml", 0, FORK="1")
+    (run_dir / "slurm" / "submit_000").mkdir(parents=True)
+    start(run_dir / "slurm" / "submit_000" / "config.yaml", 2)
     third = start(other / "config.yaml", 0)
     wait_for(lambda: len(psutil.Process(second.pid).children()) == 1)
-    wait_for(lambda: len(workers_of(run_dir)) == 2)
+    wait_for(lambda: len(workers_of(run_dir)) == 3)
     found = {rank: process.pid for rank, process in workers_of(run_dir).items()}
-    assert list(found.items()) == [(0, second.pid), (1, first.pid)]  # and not what rank 0 forked
+    assert list(found.items())[:2] == [
+        (0, second.pid),
+        (1, first.pid),
+    ]  # and not what rank 0 forked
     # a folder that is itself called logs is no attempt's
     assert [process.pid for process in workers_of(other).values()] == [third.pid]
     assert workers_of(tmp_path) == {}
     first.kill()
     wait_for(lambda: psutil.Process(first.pid).status() == psutil.STATUS_ZOMBIE)
-    assert list(workers_of(run_dir)) == [0]
+    assert list(workers_of(run_dir)) == [0, 2]
     assert {first.pid} & {worker.process.pid for worker in find_workers()} == set()
 
 
