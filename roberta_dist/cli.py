@@ -24,6 +24,9 @@ VERBS = {
     "evaluate": "held-out loss of a checkpoint (run_dir=) or of an exported folder (model_path=)",
     "export": "checkpoint → Hugging Face folder, compared with transformers before it is accepted",
     "predict": "task=fill_mask: what an exported model puts in place of <mask>",
+    "status": "how a run stands (run_dir=), or a table over many (run_dirs=[runs/*])",
+    "logs": "the log of a rank; follow=true goes on with what is written",
+    "stop": "a run saves and ends, whichever way it was started",
     "report": "a run folder's metrics as a picture, and as one W&B run (upload=wandb)",
     "doctor": "what this machine has and what a run here would use",
 }
@@ -70,6 +73,18 @@ def _run(verb: str, config: Any) -> int:
             from roberta_dist.predict.fill_mask import predict
 
             return predict(config)
+        case "status":
+            from roberta_dist.launcher.status import status
+
+            return status(config)
+        case "logs":
+            from roberta_dist.launcher.logs import logs
+
+            return logs(config)
+        case "stop":
+            from roberta_dist.launcher.stop import stop
+
+            return stop(config)
         case "report":
             from roberta_dist.report.run import report
 

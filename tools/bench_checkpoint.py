@@ -27,7 +27,7 @@ import torch
 from bench_optim import VOCABULARY
 from step_arms import SPECIAL
 
-from roberta_dist.checkpoint.format import COMPLETE, step_folder
+from roberta_dist.checkpoint.format import step_folder
 from roberta_dist.config.data import MaskingConfig
 from roberta_dist.config.load import compose
 from roberta_dist.config.roots import PretrainConfig
@@ -37,6 +37,7 @@ from roberta_dist.model.encoder import RobertaForPretraining
 from roberta_dist.model.init import init_weights
 from roberta_dist.optim.build import build_optimizer
 from roberta_dist.runtime.leave import end_process
+from roberta_dist.runtime.rundir import COMPLETE
 from roberta_dist.runtime.world import World
 from roberta_dist.stream.batch import Batch, make_batch
 from roberta_dist.stream.masking import mask_rule

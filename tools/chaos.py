@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import shutil
 import signal
@@ -40,8 +39,9 @@ from compare_trainer import prepared
 from tqdm import tqdm
 
 from roberta_dist.checkpoint.format import TEMPORARY, step_folder
-from roberta_dist.checkpoint.reader import complete_steps
-from roberta_dist.runtime.rundir import RunPaths
+from roberta_dist.launcher.workers import workers_of
+from roberta_dist.runtime.metrics import rows_backwards
+from roberta_dist.runtime.rundir import RunPaths, complete_steps
 
 FAULTS = ("kill", "save", "term", "stop", "corrupt", "disk")
 STEPS_PER_FAULT = 40
@@ -87,25 +87,11 @@ class RunUnderTest:
 
     def step(self) -> int:
         """Last step in metrics.jsonl."""
-        if not self.paths.metrics.is_file():
-            return 0
-        with open(self.paths.metrics, "rb") as handle:
-            handle.seek(max(0, os.path.getsize(self.paths.metrics) - 4096))
-            lines = handle.read().split(b"\n")[:-1]
-        for line in reversed(lines):
-            with suppress(ValueError, KeyError):
-                return int(json.loads(line)["step"])
-        return 0
+        return next((row["step"] for row in rows_backwards(self.paths.metrics)), 0)
 
     def ranks(self) -> list[Any]:
         """Processes of the workers, by rank."""
-        found: dict[int, Any] = {}
-        with suppress(psutil.Error):
-            for process in psutil.Process(self.process.pid).children(recursive=True):
-                with suppress(psutil.Error):
-                    if any("pretrain.py" in word for word in process.cmdline()[1:3]):
-                        found[int(process.environ().get("RANK", -1))] = process
-        return [found[rank] for rank in sorted(found) if rank >= 0]
+        return list(workers_of(self.paths.root).values())
 
     def writing(self) -> bool:
         """Whether a checkpoint is being written."""

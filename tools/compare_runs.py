@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from roberta_dist.checkpoint.format import step_folder
-from roberta_dist.checkpoint.reader import FragmentReader, complete_steps, open_checkpoint
+from roberta_dist.checkpoint.reader import FragmentReader, open_checkpoint
+from roberta_dist.runtime.rundir import complete_steps
 from roberta_dist.track.names import is_deterministic
 
 Columns = dict[int, dict[str, Any]]

@@ -19,7 +19,6 @@ FORMAT_VERSION = 1
 WEIGHT = "weight"
 """Kind of the fp32 master weights; other kinds are the optimizer's state names."""
 
-COMPLETE = "COMPLETE"
 INDEX = "index.json"
 TRAIN_STATE = "train_state.json"
 CONFIG = "config.yaml"
@@ -28,8 +27,6 @@ TEMPORARY = ".tmp_"
 """Before the name of a checkpoint that is being written."""
 REPLACED = ".replaced_"
 """Before the name of one whose place another takes."""
-DAMAGED = "damaged_"
-"""Before the name of one that a start found damaged and left for a person to look at."""
 
 
 @dataclass(frozen=True)

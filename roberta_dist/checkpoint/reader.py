@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,6 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from roberta_dist.checkpoint.format import (
-    COMPLETE,
     CONFIG,
     FORMAT_VERSION,
     INDEX,
@@ -26,8 +24,7 @@ from roberta_dist.checkpoint.format import (
 )
 from roberta_dist.errors import ConfigError, DataFault
 from roberta_dist.runtime.files import file_sha256
-
-_STEP = re.compile(r"step_(\d{8})")
+from roberta_dist.runtime.rundir import COMPLETE, complete_steps
 
 
 @dataclass(frozen=True)
@@ -54,19 +51,6 @@ class Checkpoint:
     def config_yaml(self) -> Path:
         """The configuration of the run that wrote it."""
         return self.folder / CONFIG
-
-
-def step_folders(checkpoints: Path) -> list[Path]:
-    """Folders that have a checkpoint's name, by step, whether they are whole or not."""
-    if not checkpoints.is_dir():
-        return []
-    return sorted(path for path in checkpoints.iterdir() if _STEP.fullmatch(path.name))
-
-
-def complete_steps(checkpoints: Path) -> list[int]:
-    """Steps with a completion marker, ascending."""
-    whole = (path for path in step_folders(checkpoints) if (path / COMPLETE).is_file())
-    return [int(path.name.removeprefix("step_")) for path in whole]
 
 
 def latest_checkpoint(run_dir: Path) -> Path | None:

@@ -20,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from roberta_dist.checkpoint.format import (
-    COMPLETE,
     CONFIG,
     FORMAT_VERSION,
     INDEX,
@@ -35,6 +34,7 @@ from roberta_dist.runtime.files import (
     storage_errors,
     write_json,
 )
+from roberta_dist.runtime.rundir import COMPLETE
 from roberta_dist.units import MIB
 
 PIECE = 4 * MIB

@@ -7,10 +7,12 @@ the base is cleared first, and `to_object` builds the frozen dataclasses after v
 from __future__ import annotations
 
 import math
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -79,9 +81,31 @@ def load_yaml(root: type[C], path: Path) -> C:
     return to_dataclass(root, values)
 
 
+def read_values(path: Path) -> dict[str, Any]:
+    """A configuration as plain values, unchecked: for a look at a run that any version wrote.
+
+    Raises:
+        ConfigError: no file, or no yaml.
+    """
+    try:
+        values = OmegaConf.to_container(OmegaConf.load(path))
+    except (OSError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{path}: {error}", "give the folder of a run") from error
+    return {str(key): value for key, value in values.items()} if isinstance(values, dict) else {}
+
+
 def to_yaml(config: Any) -> str:
     """The yaml of a frozen configuration; `load_yaml` gives the same object back."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+    return OmegaConf.to_yaml(OmegaConf.create(_escaped(asdict(config))))
+
+
+def _escaped(value: Any) -> Any:
+    """`${` in a value that is already resolved means itself: a worker must not resolve it again."""
+    if isinstance(value, str) and not isinstance(value, Enum):
+        return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+    if isinstance(value, dict):
+        return {key: _escaped(item) for key, item in value.items()}
+    return [_escaped(item) for item in value] if isinstance(value, list) else value
 
 
 def compose(verb: str, root: type[C], overrides: Sequence[str] = ()) -> C:

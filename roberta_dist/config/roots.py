@@ -11,6 +11,7 @@ from roberta_dist.config.data import DataConfig, MaskingConfig
 from roberta_dist.config.fields import free, group, require
 from roberta_dist.config.guard import GuardConfig
 from roberta_dist.config.model import KernelsConfig, ModelConfig
+from roberta_dist.config.operate import LogsConfig, StatusConfig, StopConfig
 from roberta_dist.config.optim import OptimConfig, ScheduleConfig
 from roberta_dist.config.prepare import PrepareTaskConfig
 from roberta_dist.config.train import CheckpointConfig, EngineConfig, TrainConfig
@@ -204,5 +205,8 @@ VERB_CONFIGS: dict[str, type] = {
     "predict": PredictConfig,
     "doctor": DoctorConfig,
     "report": ReportConfig,
+    "status": StatusConfig,
+    "logs": LogsConfig,
+    "stop": StopConfig,
 }
 """Root dataclass of each verb."""

@@ -11,9 +11,9 @@ from typing import Protocol
 from roberta_dist.config.cluster import ClusterConfig
 from roberta_dist.errors import HangError, LaunchError
 from roberta_dist.launcher.processes import Interrupts
-from roberta_dist.launcher.restarts import Restarts, complete_checkpoints
+from roberta_dist.launcher.restarts import Restarts
 from roberta_dist.launcher.start import say
-from roberta_dist.runtime.rundir import RunPaths
+from roberta_dist.runtime.rundir import RunPaths, complete_steps
 
 POLL_S = 0.2
 GRACE_S = 10.0
@@ -104,14 +104,14 @@ def run_attempts(
             (exit code, whether a signal came).
 
     Returns:
-        The exit code of the last attempt; 130 if a signal came between two.
+        The exit code of the last attempt; 130 if a signal, or STOP, came between two.
 
     Raises:
         LaunchError: of the last attempt.
     """
     restarts, number = Restarts(cluster), 0
     while True:
-        before = complete_checkpoints(paths)
+        before = complete_steps(paths.checkpoints)
         failure: LaunchError | None = None
         try:
             code, interrupted = attempt(number)
@@ -120,22 +120,22 @@ def run_attempts(
         broke = code in (LaunchError.exit_code, HangError.exit_code)
         delay = None
         if broke and not interrupted and not paths.stop.is_file():
-            delay = restarts.delay(progress=complete_checkpoints(paths) != before)
+            delay = restarts.delay(progress=complete_steps(paths.checkpoints) != before)
         if delay is None:
             if failure is not None:
                 raise failure
             return code
         reason = failure.problem if failure else f"{paths.root}: a rank hung"
         say(f"{reason}; starting again in {delay:g} s")
-        if not _wait(delay):
+        if not _wait(delay, paths.stop):
             return INTERRUPTED
         number += 1
 
 
-def _wait(seconds: float) -> bool:
-    """False if a signal came meanwhile."""
+def _wait(seconds: float, stop: Path) -> bool:
+    """False if a signal came meanwhile, or the file `stop`."""
     with Interrupts() as interrupts:
         deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline and not interrupts.count:
+        while time.monotonic() < deadline and not (interrupts.count or stop.is_file()):
             time.sleep(POLL_S)
-        return not interrupts.count
+        return not (interrupts.count or stop.is_file())

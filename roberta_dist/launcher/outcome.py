@@ -6,19 +6,24 @@ in the attempt's folder.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from roberta_dist.config.roots import PretrainConfig
-from roberta_dist.errors import LaunchError
+from roberta_dist.errors import LaunchError, StorageError
 from roberta_dist.launcher.attempts import INTERRUPTED, Ended
 from roberta_dist.launcher.start import say
+from roberta_dist.runtime.files import atomic_write
 from roberta_dist.runtime.rundir import RunPaths, is_done
 
 MEANINGS = {2: "configuration", 3: "data fault", 4: "non-finite numbers", 5: "hang"}
 
 
 def outcome(config: PretrainConfig, paths: RunPaths, attempt: Path, ended: Ended) -> int:
-    """Exit code of an attempt; LaunchError if it left nothing."""
+    """Exit code of an attempt; LaunchError if it left nothing.
+
+    What the workers could not leave any more is left in their place, for `status`.
+    """
     recorded = attempt / "exit_code"
     told = int(recorded.read_text()) if recorded.is_file() else None
     if is_done(paths, config.schedule.max_steps):
@@ -32,6 +37,10 @@ def outcome(config: PretrainConfig, paths: RunPaths, attempt: Path, ended: Ended
         return told
     if config.train.dry_run and ended.clean and told is None:
         return 0
+    ending = INTERRUPTED if ended.interrupted else LaunchError.exit_code
+    if told is None:
+        with suppress(StorageError):  # a full disk is often what ended the attempt
+            atomic_write(recorded, f"{ending}\n")
     if ended.interrupted:
         say(f"{paths.root}: interrupted")
         return INTERRUPTED

@@ -63,14 +63,14 @@ class ProcessGroup:
 
     def members(self) -> list[Any]:
         """Live processes of the session, and descendants seen earlier that left it."""
-        found = {process for process in self._seen if _alive(process)}
+        found = {process for process in self._seen if is_alive(process)}
         for pid in psutil.pids():
             with suppress(*GONE):
                 if os.getsid(pid) == self.leader.pid and pid != self.leader.pid:
                     found.add(psutil.Process(pid))
         if self.leader.poll() is None:
             found.add(psutil.Process(self.leader.pid))
-        return [process for process in found if _alive(process)]
+        return [process for process in found if is_alive(process)]
 
     def ask_workers_to_stop(self) -> int:
         """Ask each worker to save and stop; returns how many there were.
@@ -100,7 +100,8 @@ class ProcessGroup:
         return len(members)
 
 
-def _alive(process: Any) -> bool:
+def is_alive(process: Any) -> bool:
+    """Whether a process runs; one that only waits to be collected does not."""
     try:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except GONE:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from roberta_dist.config.cluster import ClusterConfig
-from roberta_dist.runtime.rundir import RunPaths
 
 
 class Restarts:
@@ -29,8 +28,3 @@ class Restarts:
             return None
         self._without_progress += 1
         return float(self._first_s * 2 ** (self._without_progress - 1))
-
-
-def complete_checkpoints(paths: RunPaths) -> list[str]:
-    """Names of the checkpoints that have their marker."""
-    return sorted(marker.parent.name for marker in paths.checkpoints.glob("step_*/COMPLETE"))

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from roberta_dist.config.load import load_yaml
 from roberta_dist.config.roots import PretrainConfig
 from roberta_dist.errors import ConfigError, DataFault
+from roberta_dist.runtime.metrics import read_rows
 from roberta_dist.runtime.remote_path import is_remote
 from roberta_dist.runtime.rundir import RunPaths
 
@@ -77,24 +78,6 @@ def existing_run(run_dir: Path) -> RunPaths:
             "give the run_dir of a run that has started",
         )
     return paths
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; the last may be half-written by a run that goes on."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-            rows.append({**row, "step": int(row["step"])})
-        except (ValueError, KeyError, TypeError) as error:
-            if number == len(lines):
-                break
-            raise DataFault(
-                f"{path}: line {number} is damaged ({error})",
-                "remove that line; only the picture needs it",
-            ) from error
-    return rows
 
 
 def columns(rows: list[dict[str, Any]]) -> dict[str, Column]:

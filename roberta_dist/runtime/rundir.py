@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,12 @@ from roberta_dist.runtime.world import World
 
 ATTEMPT_VARIABLE = "ROBERTA_DIST_ATTEMPT"
 """Set by the launcher, so that every rank writes into the same attempt folder."""
+
+COMPLETE = "COMPLETE"
+"""Marker of a checkpoint, written last."""
+DAMAGED = "damaged_"
+"""Before the name of a checkpoint that a start found damaged and left for a person to look at."""
+_STEP = re.compile(r"step_(\d{8})")
 
 
 @dataclass(frozen=True)
@@ -104,6 +111,19 @@ class RunPaths:
     def export(self) -> Path:
         """The Hugging Face folder."""
         return self.root / "export"
+
+
+def step_folders(checkpoints: Path) -> list[Path]:
+    """Folders that have a checkpoint's name, by step, whether they are whole or not."""
+    if not checkpoints.is_dir():
+        return []
+    return sorted(path for path in checkpoints.iterdir() if _STEP.fullmatch(path.name))
+
+
+def complete_steps(checkpoints: Path) -> list[int]:
+    """Steps with a completion marker, ascending."""
+    whole = (path for path in step_folders(checkpoints) if (path / COMPLETE).is_file())
+    return [int(path.name.removeprefix("step_")) for path in whole]
 
 
 def is_done(paths: RunPaths, max_steps: int) -> bool:

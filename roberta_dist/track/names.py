@@ -9,6 +9,7 @@ from __future__ import annotations
 
 METRICS: dict[str, str] = {
     "step": "batches consumed so far",
+    "time": "when the line was written, seconds since 1970",
     "next_row": "first global row of the next batch",
     "loss": "cross-entropy per masked token of the global batch, nats",
     "masked_tokens": "predicted tokens of the global batch",

@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -47,10 +48,11 @@ class JsonlSink:
             self._file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
 
     def log(self, step: int, metrics: Metrics) -> None:
-        """Append one line; numbers that are not finite become null."""
+        """Append one line with the time of day; numbers that are not finite become null."""
         finite = {key: value if math.isfinite(value) else None for key, value in metrics.items()}
+        line = {"step": step, "time": round(time.time(), 3), **finite}
         with storage_errors(self.path):
-            self._file.write(json.dumps({"step": step, **finite}) + "\n")
+            self._file.write(json.dumps(line) + "\n")
 
     def flush(self) -> None:
         """Write through to the disk."""

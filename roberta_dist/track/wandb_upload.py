@@ -25,11 +25,13 @@ from roberta_dist.config.roots import PretrainConfig, ReportConfig
 from roberta_dist.config.train import AUTO
 from roberta_dist.config.watch import UploadMode
 from roberta_dist.errors import ConfigError, DataFault, RobertaDistError
-from roberta_dist.report.read import existing_run, read_rows
+from roberta_dist.report.read import existing_run
 from roberta_dist.runtime.files import storage_errors
+from roberta_dist.runtime.metrics import read_rows
 from roberta_dist.runtime.rundir import RunPaths
 from roberta_dist.track.wandb_sink import start_run
 
+NOT_METRICS = {"step", "time"}
 SEND_TIMEOUT_S = 3600.0
 """Most to wait, online, for a server to take all of a run."""
 
@@ -79,7 +81,7 @@ def check_order(rows: list[dict[str, Any]], path: Path) -> None:
     """
     last, seen = -1, set[str]()
     for line, row in enumerate(rows, start=1):
-        step, names = row["step"], row.keys() - {"step"}
+        step, names = row["step"], row.keys() - NOT_METRICS
         if step > last:
             last, seen = step, set()
         twice = sorted(seen & names)
@@ -97,7 +99,7 @@ def _numbers(row: dict[str, Any]) -> dict[str, float]:
     return {
         name: value
         for name, value in row.items()
-        if name != "step" and isinstance(value, int | float)
+        if name not in NOT_METRICS and isinstance(value, int | float)
     }
 
 

@@ -7,17 +7,16 @@ import shutil
 from functools import partial
 from pathlib import Path
 
-from roberta_dist.checkpoint.format import DAMAGED
 from roberta_dist.checkpoint.reader import (
     Checkpoint,
     open_checkpoint,
     recorded_files,
-    step_folders,
     verify,
 )
 from roberta_dist.config.train import CheckpointConfig
 from roberta_dist.errors import DataFault
 from roberta_dist.runtime.dist import gather_everywhere, on_main
+from roberta_dist.runtime.rundir import DAMAGED, step_folders
 from roberta_dist.runtime.world import World
 from roberta_dist.train.retention import remove_leftovers
 

@@ -6,9 +6,9 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from roberta_dist.checkpoint.format import COMPLETE, REPLACED, TEMPORARY, step_folder
-from roberta_dist.checkpoint.reader import complete_steps
+from roberta_dist.checkpoint.format import REPLACED, TEMPORARY, step_folder
 from roberta_dist.config.train import CheckpointConfig
+from roberta_dist.runtime.rundir import COMPLETE, complete_steps
 
 
 def steps_to_delete(

@@ -6,11 +6,12 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
-from roberta_dist.checkpoint.reader import find_checkpoint, open_checkpoint, step_folders
+from roberta_dist.checkpoint.reader import find_checkpoint, open_checkpoint
 from roberta_dist.config.roots import PretrainConfig
 from roberta_dist.engine.engine import TrainEngine
 from roberta_dist.errors import ConfigError
 from roberta_dist.runtime.dist import on_main
+from roberta_dist.runtime.rundir import step_folders
 from roberta_dist.runtime.world import World
 from roberta_dist.stream.open import Stream
 from roberta_dist.train.newest import fault_of

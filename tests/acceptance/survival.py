@@ -25,7 +25,8 @@ for folder in ("tests/acceptance/support", "tests/integration", "tools"):
 import run_support as runs
 from points import pytest_passes, run_points, say
 
-from roberta_dist.checkpoint.reader import complete_steps, load_weights
+from roberta_dist.checkpoint.reader import load_weights
+from roberta_dist.runtime.rundir import complete_steps
 
 WORK = Path(tempfile.mkdtemp(prefix="survival-"))
 KEEP = "checkpoint.keep_last=99"
@@ -156,7 +157,7 @@ def hurt_launch(name: str, signum: int, *overrides: str) -> tuple[Path, int, flo
             assert launcher.poll() is None
             time.sleep(0.01)
         began = time.monotonic()
-        runs.worker_of(launcher.pid, 1).send_signal(signum)
+        runs.worker_of(run_dir, 1).send_signal(signum)
         return run_dir, launcher.wait(), time.monotonic() - began
 
 

@@ -21,6 +21,7 @@ from roberta_dist.checkpoint.reader import load_weights
 from roberta_dist.config.load import compose, to_yaml
 from roberta_dist.config.roots import PrepareConfig, PretrainConfig
 from roberta_dist.corpus.prepare import prepare
+from roberta_dist.launcher.workers import workers_of
 from roberta_dist.track.names import is_deterministic
 
 TINY = [
@@ -148,17 +149,14 @@ def wait_for_step(run_dir: Path, ranks: Ranks, step: int, timeout: float = 120) 
     raise AssertionError(f"step {step} not reached in {timeout} s")
 
 
-def worker_of(launcher: int, rank: int, timeout: float = 60) -> psutil.Process:
-    """The process of one rank below a launcher."""
+def worker_of(run_dir: Path, rank: int, timeout: float = 60) -> psutil.Process:
+    """The process of one rank of a run."""
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
-        for process in psutil.Process(launcher).children(recursive=True):
-            with suppress(psutil.Error):
-                worker = any("pretrain.py" in word for word in process.cmdline()[1:3])
-                if worker and process.environ().get("RANK") == str(rank):
-                    return process
+        if (process := workers_of(run_dir).get(rank)) is not None:
+            return process
         time.sleep(0.05)
-    raise AssertionError(f"no rank {rank} below {launcher}")
+    raise AssertionError(f"no rank {rank} of {run_dir}")
 
 
 def same_weights(left: Path, right: Path) -> bool:

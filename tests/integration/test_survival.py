@@ -25,7 +25,8 @@ from run_support import (
     write_config,
 )
 
-from roberta_dist.checkpoint.reader import complete_steps, load_weights
+from roberta_dist.checkpoint.reader import load_weights
+from roberta_dist.runtime.rundir import complete_steps
 
 pytestmark = pytest.mark.world
 LAST = "checkpoints/step_00000040"
@@ -172,7 +173,7 @@ def test_a_rank_that_dies_or_stands_still_is_replaced(tmp_path, corpus, uninterr
     run_dir = tmp_path / "run"
     launcher = launch(run_dir, corpus, "train.hang_timeout_s=4")
     reach(run_dir, launcher, 22)
-    worker_of(launcher.pid, 1).send_signal(signum)
+    worker_of(run_dir, 1).send_signal(signum)
     assert launcher.wait(180) == 0, (tmp_path / "launch.log").read_text()[-3000:]
     told = (tmp_path / "launch.log").read_text()
     assert "again in 0.1 s" in told and (run_dir / "DONE").is_file()

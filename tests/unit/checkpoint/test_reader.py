@@ -14,7 +14,6 @@ from safetensors.numpy import save_file
 from roberta_dist.checkpoint.format import fragment_key
 from roberta_dist.checkpoint.reader import (
     FragmentReader,
-    complete_steps,
     find_checkpoint,
     latest_checkpoint,
     load_weights,
@@ -22,6 +21,7 @@ from roberta_dist.checkpoint.reader import (
     verify,
 )
 from roberta_dist.errors import ConfigError, DataFault
+from roberta_dist.runtime.rundir import complete_steps
 
 pytestmark = pytest.mark.unit
 WEIGHT = np.arange(12, dtype=np.float32).reshape(3, 4)

@@ -10,10 +10,11 @@ from safetensors.numpy import load_file
 
 from roberta_dist.checkpoint import writer
 from roberta_dist.checkpoint.format import shard_name, step_folder, temporary_folder
-from roberta_dist.checkpoint.reader import complete_steps, load_weights, verify
+from roberta_dist.checkpoint.reader import load_weights, verify
 from roberta_dist.checkpoint.writer import FileSum, finish_checkpoint, write_tensors
 from roberta_dist.errors import StorageError
 from roberta_dist.runtime.files import file_sha256
+from roberta_dist.runtime.rundir import complete_steps
 
 pytestmark = pytest.mark.unit
 

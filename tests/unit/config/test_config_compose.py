@@ -8,7 +8,7 @@ import hydra
 import pytest
 from omegaconf import OmegaConf
 
-from roberta_dist.config.data import InputFormat
+from roberta_dist.config.data import DataConfig, InputFormat
 from roberta_dist.config.load import compose, conf_dir, flatten, load_yaml, to_yaml
 from roberta_dist.config.optim import Decay, Optimizer
 from roberta_dist.config.roots import VERB_CONFIGS, LaunchConfig, PrepareConfig, PretrainConfig
@@ -23,6 +23,9 @@ REQUIRED = {
     "export": ["run_dir=runs/x"],
     "predict": ["model_path=x", "text=[a]"],
     "report": ["run_dir=runs/x"],
+    "status": ["run_dir=runs/x"],
+    "logs": ["run_dir=runs/x"],
+    "stop": ["run_dir=runs/x"],
 }
 """What a verb cannot do without."""
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
@@ -121,3 +124,11 @@ def test_a_worker_reads_what_the_launcher_wrote(name, tmp_path: Path):
     path = tmp_path / "config.yaml"
     path.write_text(to_yaml(config))
     assert load_yaml(PretrainConfig, path) == config
+
+
+@pytest.mark.parametrize("name", ["a${b}", r"a\${b}", r"\\${oc.env:HOME}", "$(x) `y`\n'z\"", "${"])
+def test_a_name_with_dollar_and_brace_reaches_the_workers_as_it_is(tmp_path, name):
+    data = DataConfig(corpora={"one": name}, weights={"one": 1.0})
+    config = PretrainConfig(run_dir=name, data=data)
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert load_yaml(PretrainConfig, tmp_path / "config.yaml") == config

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import json
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -169,16 +170,22 @@ def test_binding_cores_needs_numactl(config, monkeypatch, tmp_path):
     assert not Path(config.run_dir).exists()
 
 
-def test_a_stop_is_kept(config, monkeypatch):
-    """A world that breaks after `stop` is not started again."""
-    started = []
+def test_nothing_is_started_again_after_stop(config, monkeypatch):
+    """Neither after an attempt, nor where STOP comes while the next one is waited for."""
+    paths, started = RunPaths(Path(config.run_dir)), []
 
     def run_group(command, environ, told):
         started.append(command)
-        RunPaths(Path(config.run_dir)).stop.touch()
+        if len(started) == 1:
+            paths.stop.touch()
         return ended(1)
 
     monkeypatch.setattr(local, "run_group", run_group)
+    again = replace(config, cluster=replace(config.cluster, restarts=5, restart_delay_s=60))
     with pytest.raises(LaunchError):
-        launch(replace(config, cluster=replace(config.cluster, restarts=5, restart_delay_s=0)))
+        launch(again)
     assert len(started) == 1
+    assert (paths.logs / "attempt_000" / "exit_code").read_text() == "6\n"
+    threading.Timer(1.5, paths.stop.touch).start()  # `launch` takes the old one away first
+    assert launch(again) == 130
+    assert len(started) == 2

@@ -75,6 +75,18 @@ def test_exit_0_without_a_word_is_a_failure(config, attempt):
     paths, folder = attempt
     with pytest.raises(LaunchError, match="without finishing"):
         outcome(config, paths, folder, ended(0))
+    (folder / "exit_code").unlink()
     assert outcome(config, paths, folder, ended(-2, True)) == 130
+    (folder / "exit_code").unlink()
     dry = replace(config, train=TrainConfig(dry_run=True))
     assert outcome(dry, paths, folder, ended(0)) == 0
+
+
+def test_an_attempt_that_left_nothing_is_spoken_for(config, attempt):
+    paths, folder = attempt
+    assert outcome(config, paths, folder, ended(-2, True)) == 130
+    assert (folder / "exit_code").read_text() == "130\n"
+    (folder / "exit_code").write_text("1\n")
+    with pytest.raises(LaunchError):
+        outcome(config, paths, folder, ended(1))
+    assert (folder / "exit_code").read_text() == "1\n"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from roberta_dist.config.cluster import ClusterConfig
-from roberta_dist.launcher.restarts import Restarts, complete_checkpoints
-from roberta_dist.runtime.rundir import RunPaths
+from roberta_dist.launcher.restarts import Restarts
+from roberta_dist.runtime.rundir import RunPaths, complete_steps
 
 pytestmark = pytest.mark.unit
 
@@ -26,8 +26,8 @@ def test_only_restarts_without_progress_count():
 
 def test_progress_is_a_whole_checkpoint(tmp_path):
     paths = RunPaths(tmp_path)
-    assert complete_checkpoints(paths) == []
+    assert complete_steps(paths.checkpoints) == []
     (paths.checkpoints / "step_00000010").mkdir(parents=True)
-    assert complete_checkpoints(paths) == []
+    assert complete_steps(paths.checkpoints) == []
     (paths.checkpoints / "step_00000010" / "COMPLETE").touch()
-    assert complete_checkpoints(paths) == ["step_00000010"]
+    assert complete_steps(paths.checkpoints) == [10]

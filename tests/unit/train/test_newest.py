@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from roberta_dist.checkpoint.format import COMPLETE, INDEX, shard_name
-from roberta_dist.checkpoint.reader import complete_steps
+from roberta_dist.checkpoint.format import INDEX, shard_name
 from roberta_dist.config.train import CheckpointConfig
 from roberta_dist.errors import DataFault
+from roberta_dist.runtime.rundir import COMPLETE, complete_steps
 from roberta_dist.runtime.world import World
 from roberta_dist.train.newest import newest_whole
 
