@@ -18,6 +18,8 @@ from typing import Any, TypeVar
 
 import hydra
 import yaml
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -109,9 +111,18 @@ def _escaped(value: Any) -> Any:
 
 
 def compose(verb: str, root: type[C], overrides: Sequence[str] = ()) -> C:
-    """Compose `conf/VERB.yaml` with Hydra overrides, in this process."""
+    """Compose `conf/VERB.yaml` with Hydra overrides, in this process; also from inside a verb.
+
+    Raises:
+        ConfigError: the overrides do not compose, or a value cannot be.
+    """
+    GlobalHydra.instance().clear()  # a verb has composed its own configuration by then
     with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return to_dataclass(root, hydra.compose(verb, overrides=list(overrides)))
+        try:
+            composed = hydra.compose(verb, overrides=list(overrides))
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(f"{verb}: {error}", f"see `roberta-dist {verb} --cfg job`") from error
+        return to_dataclass(root, composed)
 
 
 def run_verb(verb: str, root: type[C], action: Callable[[C], int], arguments: Sequence[str]) -> int:

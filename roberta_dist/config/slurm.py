@@ -55,6 +55,39 @@ class FitConfig:
 
 
 @dataclass(frozen=True)
+class PrepareJobsConfig:
+    """The jobs of `prepare_first`, on one node each and without GPUs; the rest is as for training."""
+
+    partition: str | None = free(None)
+    """Partition; null takes the training's."""
+    time: str = free("24:00:00")
+    """Time limit of each job."""
+    cpus_per_task: int = free(0)
+    """Cores of a task; 0 leaves it to the cluster."""
+    memory: str | None = free(None)
+    """Memory of a node; null takes the cluster's default."""
+    at_once: int = free(0)
+    """Most tasks of a phase that run at the same time; 0 sets no limit."""
+
+    def __post_init__(self) -> None:
+        require_time("cluster.slurm.prepare.time", self.time)
+        for key in ("cpus_per_task", "at_once"):
+            value = vars(self)[key]
+            require(value >= 0, f"cluster.slurm.prepare.{key}", value, "must be ≥ 0")
+
+
+def require_time(key: str, value: str) -> None:
+    """Raise ConfigError unless `value` is a time limit of SLURM."""
+    require(
+        bool(TIME.fullmatch(value)),
+        key,
+        repr(value),
+        "is no time limit",
+        "write minutes, HH:MM:SS or D-HH:MM:SS",
+    )
+
+
+@dataclass(frozen=True)
 class SlurmConfig:
     """Lines of the job script; used by `cluster=slurm` alone."""
 
@@ -113,15 +146,10 @@ class SlurmConfig:
     spare_nodes: int = free(0)
     """Nodes asked for beyond cluster.nodes, so that the look before may leave some out."""
     fit: FitConfig = group(FitConfig)
+    prepare: PrepareJobsConfig = group(PrepareJobsConfig)
 
     def __post_init__(self) -> None:
-        require(
-            bool(TIME.fullmatch(self.time)),
-            "cluster.slurm.time",
-            repr(self.time),
-            "is no time limit",
-            "write minutes, HH:MM:SS or D-HH:MM:SS",
-        )
+        require_time("cluster.slurm.time", self.time)
         for key in ("gpus_per_node", "cpus_per_task", "signal_lead_s", "requeues", "spare_nodes"):
             value = vars(self)[key] or 0
             require(value >= 0, f"cluster.slurm.{key}", value, "must be ≥ 0")

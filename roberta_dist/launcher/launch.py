@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from roberta_dist.config.cluster import ClusterKind
 from roberta_dist.config.roots import LaunchConfig, PretrainConfig
+from roberta_dist.launcher.corpus_jobs import prepare_words
 from roberta_dist.launcher.hosts import describe_hosts, launch_hosts
 from roberta_dist.launcher.local import describe_local, launch_local
 from roberta_dist.launcher.slurm import describe_slurm, launch_slurm
@@ -34,18 +38,25 @@ def launch(config: LaunchConfig) -> int:
         for path in run.data.locations.values():
             check_corpus(path)
     if config.dry_run:
-        print(_describe(run))
+        print(_describe(run, config.prepare_first))
         return 0
+    if config.prepare_first and run.cluster.kind is not ClusterKind.slurm:
+        words = prepare_words(run, config.prepare_first)
+        code = subprocess.run(
+            [sys.executable, "-m", "roberta_dist.cli", "prepare", *words]
+        ).returncode
+        if code:
+            return code
     match run.cluster.kind:
         case ClusterKind.local:
             return launch_local(run)
         case ClusterKind.hostfile:
             return launch_hosts(run)
         case ClusterKind.slurm:
-            return launch_slurm(run)
+            return launch_slurm(run, config.prepare_first)
 
 
-def _describe(run: PretrainConfig) -> str:
+def _describe(run: PretrainConfig, prepare_first: Sequence[str]) -> str:
     """What `launch` would start or submit, for `dry_run=true`."""
     match run.cluster.kind:
         case ClusterKind.local:
@@ -53,4 +64,4 @@ def _describe(run: PretrainConfig) -> str:
         case ClusterKind.hostfile:
             return describe_hosts(run)
         case ClusterKind.slurm:
-            return describe_slurm(run)
+            return describe_slurm(run, prepare_first)

@@ -10,13 +10,14 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from roberta_dist.config.cluster import ClusterKind
 from roberta_dist.config.roots import PretrainConfig
 from roberta_dist.config.slurm import Container
 from roberta_dist.errors import ConfigError, LaunchError
+from roberta_dist.launcher.corpus_jobs import corpus_jobs
 from roberta_dist.launcher.machine import extensions_folder, template_file
 from roberta_dist.launcher.sbatch import check_path, render
 from roberta_dist.launcher.start import record_launch, say, write_config
@@ -27,51 +28,79 @@ from roberta_dist.runtime.rundir import RunPaths, next_folder, numbered
 GPUS = re.compile(r"\bgpu(?::[^:(),]+)?:(\d+)")
 
 
-def describe_slurm(run: PretrainConfig) -> str:
-    """The script that `launch_slurm` would submit; what SLURM says of it goes to standard error.
+def describe_slurm(run: PretrainConfig, prepare_first: Sequence[str]) -> str:
+    """The scripts that `launch_slurm` would submit; what SLURM says of them goes to standard error.
 
     Raises:
         ConfigError, LaunchError: as `launch_slurm`.
     """
     paths, template = _paths_and_template(run)
-    script = render(run, _job(run, numbered(paths.slurm, "submit_")), template)
+    job = _job(run, numbered(paths.slurm, "submit_"))
+    before = corpus_jobs(run, prepare_first, job) if prepare_first else []
+    script = render(run, job, template)
     if shutil.which("sbatch"):
+        for corpus_job in before:
+            _test(corpus_job.script, *corpus_job.options)
         say(_test(script))
-    return script.rstrip("\n")
+    return "\n".join([*(made.script for made in before), script]).rstrip("\n")
 
 
-def launch_slurm(run: PretrainConfig) -> int:
-    """Submit `run` as a job.
+def launch_slurm(run: PretrainConfig, prepare_first: Sequence[str]) -> int:
+    """Submit `run` as a job, or a chain of them; before it the jobs that make its corpus.
 
     Args:
         run: with absolute paths.
+        prepare_first: overrides of `prepare`; none if the corpus is there.
 
     Returns:
-        0 once SLURM has the job.
+        0 once SLURM has the jobs.
 
     Raises:
-        ConfigError: SLURM refuses the job, or one of this run is in its queue already.
+        ConfigError: SLURM refuses a job, or one of this run is in its queue already.
         StorageError: the run folder cannot be written.
         LaunchError: SLURM's commands are missing or do not work.
     """
     paths, template = _paths_and_template(run)
     _refuse_second_job(paths)
-    _test(render(run, _job(run, numbered(paths.slurm, "submit_")), template))
+    trial = _job(run, numbered(paths.slurm, "submit_"))
+    before = corpus_jobs(run, prepare_first, trial) if prepare_first else []
+    for corpus_job in before:
+        _test(corpus_job.script, *corpus_job.options)
+    _test(render(run, trial, template))
     submission = next_folder(paths.slurm, "submit_")
     script = render(run, _job(run, submission), template)
     write_config(run, paths, submission)
     for path in (submission / "submit.sbatch", paths.submit):
         atomic_write(path, script)
-    # before the job can start: it would take an earlier STOP for its own
+    # before a job can start: it would take an earlier STOP for its own
     paths.stop.unlink(missing_ok=True)
-    job = _submit(paths.submit)
-    log = paths.slurm / f"{job}.out"
-    record_launch(paths, ClusterKind.slurm, job_id=job, role="train", log=str(log))
-    say(f"{paths.root}: job {job}")
+    last: list[str] = []
+    for corpus_job in before:
+        path = submission / f"{corpus_job.name}.sbatch"
+        atomic_write(path, corpus_job.script)
+        last = _after(
+            "afterok", _submit_as(paths, corpus_job.name, path, *corpus_job.options, *last)
+        )
+    for _ in range(run.cluster.slurm.chain):
+        last = _after("afterany", _submit_as(paths, "train", paths.submit, *last))
     name = shlex.quote(f"run_dir={paths.root}")
-    say(f"  look:  roberta-dist status {name}; roberta-dist logs {name}; {log}")
+    say(f"  look:  roberta-dist status {name}; roberta-dist logs {name}")
     say(f"  stop:  roberta-dist stop {name} saves first; launch again goes on from there")
     return 0
+
+
+def _after(how: str, job: str) -> list[str]:
+    """Options of a job that waits for another, and does not wait for ever if that one failed."""
+    return [f"--dependency={how}:{job}", "--kill-on-invalid-dep=yes"]
+
+
+def _submit_as(paths: RunPaths, role: str, script: Path, *options: str) -> str:
+    """Submit and record a job; its id."""
+    job = _submit(script, *options)
+    log = paths.slurm / f"{job}.out"
+    record_launch(paths, ClusterKind.slurm, job_id=job, role=role, log=str(log))
+    say(f"{paths.root}: job {job} ({role}), log {log}")
+    return job
 
 
 def _paths_and_template(run: PretrainConfig) -> tuple[RunPaths, str]:
@@ -135,8 +164,11 @@ def _refuse_second_job(paths: RunPaths) -> None:
     if not paths.jobs.is_file():
         return
     lines = [json.loads(line) for line in paths.jobs.read_text().splitlines()]
-    jobs = [line["job_id"] for line in lines if line.get("role") == "train" and "job_id" in line]
-    for job in jobs[-1:]:
+    last = [(line["host"], line["pid"]) for line in lines[-1:]]
+    for line in lines:
+        if "job_id" not in line or (line["host"], line["pid"]) not in last:
+            continue
+        job = line["job_id"]
         done = _call(["squeue", "-h", "-j", job, "-o", "%T"])
         if done.returncode == 0 and done.stdout.strip():  # a job long gone is an error to squeue
             raise ConfigError(
@@ -145,9 +177,9 @@ def _refuse_second_job(paths: RunPaths) -> None:
             )
 
 
-def _test(script: str) -> str:
+def _test(script: str, *options: str) -> str:
     """SLURM's answer to the script, without submitting it."""
-    done = _call(["sbatch", "--test-only"], script)
+    done = _call(["sbatch", "--test-only", *options], script)
     answer = done.stderr.strip()
     if done.returncode:
         raise ConfigError(
@@ -157,9 +189,9 @@ def _test(script: str) -> str:
     return answer
 
 
-def _submit(script: Path) -> str:
+def _submit(script: Path, *options: str) -> str:
     """Job id of the submitted script."""
-    done = _call(["sbatch", "--parsable", str(script)])
+    done = _call(["sbatch", "--parsable", *options, str(script)])
     if done.returncode:
         raise LaunchError(f"sbatch: {done.stderr.strip()}", f"see {script}")
     return done.stdout.strip().partition(";")[0]

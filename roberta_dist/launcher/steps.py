@@ -84,6 +84,11 @@ def preflight_step(config: PretrainConfig, job: Job) -> list[str]:
     ]
 
 
+def command_step(config: PretrainConfig, job: Job) -> list[str]:
+    """Words before a command that one task of one node runs."""
+    return [*_srun(config, job, nodes=1, per_node=1), *_inside(config, job)]
+
+
 def workers_step(config: PretrainConfig, job: Job) -> list[str]:
     """Words of the step that trains."""
     cluster = config.cluster

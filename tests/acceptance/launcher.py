@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,20 +16,15 @@ ROOT = Path(__file__).resolve().parents[2]
 for folder in ("tests/acceptance/support", "tests/integration", "tests/unit/launcher"):
     sys.path.insert(0, str(ROOT / folder))
 
+import launcher_hosts as hosts
 import run_support as runs
 import test_sbatch as scripts
+from launcher_work import WORK, corpus
 from points import pytest_passes, run_points, say
 from slurm_runs import SlurmRun
 from slurm_support import SlurmLab
 
-WORK = Path(tempfile.mkdtemp(prefix="launcher-"))
 KEEP = "checkpoint.keep_last=99"
-
-
-def corpus() -> Path:
-    """A small corpus, made once."""
-    folder = WORK / "corpus"
-    return folder if folder.is_dir() else runs.prepare_corpus(folder)
 
 
 def two_nodes() -> bool:
@@ -151,8 +145,9 @@ def preempted(lab: SlurmLab) -> bool:
 
 
 def hostile() -> bool:
-    """5, of SLURM: hostile names in a script that is run, by stubs and by a real SLURM."""
+    """5: hostile names in a script that is run, by stubs and by a real SLURM, and in a local run."""
     ok = say("5", *pytest_passes("tests/unit/launcher/test_sbatch.py", "-k", "hostile or refused"))
+    ok &= say("5", *pytest_passes("tests/integration/test_operate.py", "-k", "hostile or name"))
     return ok & say("5", *pytest_passes("tests/integration/test_slurm.py", "-k", "hostile"))
 
 
@@ -170,7 +165,15 @@ def large_job() -> bool:
     )
 
 
-POINTS = {"1": two_nodes, "2": requeues, "5": hostile, "6": large_job}
+def one_command() -> bool:
+    """3: an array of three tasks, a merge and a training, each waiting for the one before."""
+    return say("3", *pytest_passes("tests/integration/test_slurm.py", "-k", "one_command"))
+
+
+POINTS = {
+    "1": two_nodes, "2": requeues, "3": one_command, "4": hosts.point_4, "5": hostile, "6": large_job,
+    "7": hosts.point_7, "8": hosts.point_8,
+}  # fmt: skip
 
 
 if __name__ == "__main__":

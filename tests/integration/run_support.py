@@ -34,13 +34,15 @@ TINY = [
 ]  # fmt: skip
 
 
+SMALL_CORPUS = (
+    "corpus.max_mib=2", "corpus.pack_mib=0.015625", "corpus.shard_mib=1",
+    "corpus.held_out_fraction=0.05", "tokenizer.vocab_size=1000", "tokenizer.train_mib=1",
+)  # fmt: skip
+
+
 def prepare_corpus(folder: Path, *overrides: str) -> Path:
     """About 2 MiB of documentation in packs of 16 KiB."""
-    settings = [
-        f"output={folder}", "corpus.max_mib=2", "corpus.pack_mib=0.015625", "corpus.shard_mib=1",
-        "corpus.held_out_fraction=0.05", "tokenizer.vocab_size=1000", "tokenizer.train_mib=1",
-        "progress=false", *overrides,
-    ]  # fmt: skip
+    settings = [f"output={folder}", *SMALL_CORPUS, "progress=false", *overrides]
     assert prepare(compose("prepare", PrepareConfig, settings)) == 0
     return folder
 

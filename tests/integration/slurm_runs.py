@@ -30,7 +30,7 @@ class SlurmRun:
         """`roberta-dist launch cluster=slurm …` on the login node."""
         quoted = str(self.run_dir).replace("\\", "\\\\").replace("'", "\\'")
         settings = [
-            f"run_dir='{quoted}'", f"data.path={self.corpus}", *TINY, "cluster=slurm",
+            f"run_dir='{quoted}'", f"data.path='{self.corpus}'", *TINY, "cluster=slurm",
             "cluster.nodes=2", "cluster.threads_per_worker=1", *overrides,
         ]  # fmt: skip
         command = [sys.executable, "-m", "roberta_dist.cli", "launch", *settings]
@@ -41,6 +41,14 @@ class SlurmRun:
             jobs = (self.run_dir / "jobs.jsonl").read_text().splitlines()
             self.job = json.loads(jobs[-1])["job_id"]
         return done
+
+    def verb(self, verb: str, *overrides: str) -> subprocess.CompletedProcess[str]:
+        """`roberta-dist VERB run_dir=…` on the login node."""
+        command = [sys.executable, "-m", "roberta_dist.cli", verb, f"run_dir='{self.run_dir}'"]
+        return subprocess.run(
+            self.lab.inside("ctl", *command, *overrides),
+            env=self.lab.environ, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
 
     def wait_for_step(self, step: int, timeout: float = 240) -> None:
         """Return as soon as metrics.jsonl shows `step`."""

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from run_support import metrics
+from run_support import SMALL_CORPUS, metrics
 from slurm_runs import SlurmRun
 from slurm_support import Missing, SlurmLab
 
@@ -54,7 +54,7 @@ def assert_equal(left: Path, right: Path) -> None:
 def test_two_nodes_train_as_one_machine_does(run, uninterrupted):
     done = run.launch(KEEP)
     assert done.returncode == 0, done.stderr
-    assert f"job {run.job}" in done.stderr and f"scancel {run.job}" in done.stderr
+    assert f"job {run.job}" in done.stderr and "roberta-dist stop" in done.stderr
     second = run.launch(KEEP)
     assert second.returncode == 2 and f"job {run.job} of this run is" in second.stderr
     assert run.end() == "COMPLETED", run.told()
@@ -86,6 +86,41 @@ def test_a_warning_and_a_dead_rank_cost_no_digit(run, uninterrupted):
     assert run.lab.show(run.job)["Restarts"] == "2"
     assert (run.run_dir / "logs" / f"job_{run.job}.2").is_dir()
     assert_equal(run.run_dir, uninterrupted)
+
+
+def test_one_command_prepares_in_an_array_and_trains(run, corpus, uninterrupted):
+    run.corpus = run.run_dir.parent / "made $(touch pwned) first"
+    words = json.dumps([*SMALL_CORPUS, "prepare.tasks=3"])
+    assert run.launch(KEEP, f"prepare_first={words}").returncode == 0
+    jobs = [json.loads(line) for line in (run.run_dir / "jobs.jsonl").read_text().splitlines()]
+    assert [job["role"] for job in jobs] == ["read", "tokenizer+join", "encode", "merge", "train"]
+    assert run.lab.show(run.job)["Reason"] == "Dependency"
+    assert run.end() == "COMPLETED", run.told()
+    for split in ("train", "held_out"):
+        name = f"{split}/manifest.json"
+        assert (run.corpus / name).read_bytes() == (corpus / name).read_bytes()
+    tasks = run.lab.run("squeue", "-h", "-t", "all", "-r", "-j", jobs[2]["job_id"], "-o", "%K %T")
+    assert sorted(tasks.split()) == sorted(["0", "COMPLETED", "1", "COMPLETED", "2", "COMPLETED"])
+    assert_equal(run.run_dir, uninterrupted)
+
+
+def test_a_chain_is_stopped_as_one_and_goes_on(run):
+    assert run.launch("schedule.max_steps=400", "cluster.slurm.chain=2").returncode == 0
+    jobs = [json.loads(line)["job_id"] for line in (run.run_dir / "jobs.jsonl").open()]
+    run.job = jobs[0]
+    run.wait_for_step(3)
+    status = run.verb("status")
+    assert "running (slurm)" in status.stdout and "node[1-2]" in status.stdout, status
+    stopped = run.verb("stop")
+    assert stopped.returncode == 0 and "on request at step" in stopped.stderr, stopped
+    assert (run.run_dir / "STOP").is_file() and (run.run_dir / "REQUEUE").is_file()
+    assert run.lab.run("squeue", "-h", "-j", ",".join(jobs), "-o", "%T").split() == []
+    saved = json.loads((run.run_dir / "REQUEUE").read_text())["step"]
+    assert run.verb("logs", "rank=job").stdout.strip()
+    assert run.launch(f"schedule.max_steps={saved + 5}", "train.extend=true").returncode == 0
+    assert not (run.run_dir / "STOP").exists()
+    assert run.end() == "COMPLETED", run.told()
+    assert f"step={saved} " in (run.run_dir / "attempts.log").read_text()
 
 
 def test_one_deepspeed_launcher_a_node(run, uninterrupted):

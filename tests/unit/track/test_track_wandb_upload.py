@@ -117,7 +117,7 @@ def expected(lines):
     """The same of metrics.jsonl: the rows of a step together, without what was not finite."""
     steps = {}
     for row in map(json.loads, lines.splitlines()):
-        step = row.pop("step")
+        step, _ = row.pop("step"), row.pop("time")
         steps.setdefault(step, {}).update({k: v for k, v in row.items() if v is not None})
     return list(steps.items())
 

@@ -1,8 +1,4 @@
-"""Acceptance of the launcher by ssh and on this machine: points 4, 7 and 8.
-
-Runs each point named on the command line, or all, and prints a line with its figure; exit code 1 if
-one fails.
-"""
+"""Acceptance of the launcher by ssh and on this machine: points 4, 7 and 8 of `launcher`."""
 
 from __future__ import annotations
 
@@ -20,23 +16,12 @@ from datetime import datetime
 from pathlib import Path
 
 import psutil
-
-ROOT = Path(__file__).resolve().parents[2]
-for folder in ("integration", "acceptance/support"):
-    sys.path.insert(0, str(ROOT / "tests" / folder))
-
 import run_support as runs
 import sshd_support
-from points import pytest_passes, run_points, say
+from launcher_work import WORK, corpus
+from points import pytest_passes, say
 
-WORK = Path(tempfile.mkdtemp(prefix="launcher-"))
 HOSTS_TESTS = "tests/integration/test_hosts.py"
-
-
-def corpus() -> Path:
-    """A small corpus, made once."""
-    folder = WORK / "corpus"
-    return folder if folder.is_dir() else runs.prepare_corpus(folder)
 
 
 @contextmanager
@@ -221,10 +206,3 @@ def parts_of(run_dir: Path, began: float, took: float) -> dict[str, float]:
         "launch (compose, checks)": checked, "deepspeed's launcher": deepspeed, **laps,
         "trackers and first step": first,
     }  # fmt: skip
-
-
-POINTS = {"4": point_4, "7": point_7, "8": point_8}
-
-
-if __name__ == "__main__":
-    sys.exit(run_points(POINTS, WORK))
