@@ -7,6 +7,7 @@ only, at step boundaries: all ranks know whether a save is under way.
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from roberta_dist.runtime.task import Task
 from roberta_dist.runtime.world import World
 from roberta_dist.units import MIB
 
+LOGGER = logging.getLogger(__name__)
 SPARE_BYTES = MIB
 """For index, state, configuration and what the file system itself needs."""
 
@@ -207,7 +209,10 @@ def _finish_on_main(under: _Under, sums: Mapping[str, FileSum]) -> None:
         finish_checkpoint(
             under.temporary, under.final, index, under.train_state, under.config_yaml, sums
         )
+    try:
         under.then()
+    except (OSError, StorageError) as error:  # the checkpoint is whole all the same
+        LOGGER.warning("after the checkpoint of step %d: %s", under.step, error)
 
 
 @contextmanager

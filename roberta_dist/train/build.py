@@ -27,6 +27,7 @@ from roberta_dist.stream.held_out import HeldOut, open_held_out
 from roberta_dist.stream.loader import most_micro_steps
 from roberta_dist.stream.open import Stream, check_lanes, open_stream
 from roberta_dist.stream.packs import check_disjoint, check_shards
+from roberta_dist.train.feed import Stopped
 from roberta_dist.train.find_micro_batch import Parts, find_micro_batch
 from roberta_dist.train.newest import newest_whole
 from roberta_dist.train.resume import ResumePoint, check_resume
@@ -56,10 +57,18 @@ class Run:
     resume: ResumePoint
 
 
-def build_run(config: PretrainConfig, world: World) -> Run:
+def build_run(
+    config: PretrainConfig, world: World, stop_requested: Callable[[], bool] = lambda: False
+) -> Run:
     """World → data → resume point → model → optimizer → engine → weights.
 
+    Args:
+        config: as asked for.
+        world: of this process.
+        stop_requested: asked between the parts, which may take minutes each.
+
     Raises:
+        Stopped: on every rank when one was asked to stop.
         ConfigError: the corpus, or a difference to the checkpoint, does not allow the run.
         DataFault: a shard or the checkpoint is damaged.
     """
@@ -86,9 +95,11 @@ def build_run(config: PretrainConfig, world: World) -> Run:
         held_out = _on_main_first(
             lambda _: open_held_out(config.data, config.masking, config.evaluate)
         )
+    _go_on(stop_requested)
     _check_shards(stream, held_out, world)
     resume = on_main(lambda: _find_resume_point(config, checkpoint, stream, world))
     laps.mark("data")
+    _go_on(stop_requested)
     model = RobertaForPretraining(
         config.model,
         config.kernels,
@@ -104,6 +115,7 @@ def build_run(config: PretrainConfig, world: World) -> Run:
     size = config.train.micro_batch_size
     if isinstance(size, str):
         size = find_micro_batch(Parts(config, stream, engine))
+        _go_on(stop_requested)
     if checkpoint is not None:
         engine.load(checkpoint)
     elif config.init is not None:
@@ -111,6 +123,14 @@ def build_run(config: PretrainConfig, world: World) -> Run:
     laps.mark("engine")
     LOGGER.info("start-up: %s", laps)
     return Run(config, world, device, stream, held_out, engine, size, resume)
+
+
+def _go_on(stop_requested: Callable[[], bool]) -> None:
+    def ask() -> None:
+        if stop_requested():
+            raise Stopped("asked to stop while starting")
+
+    on_all(ask)
 
 
 def _on_main_first(open_part: Callable[[bool], T]) -> T:

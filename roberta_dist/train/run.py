@@ -19,7 +19,7 @@ from roberta_dist.plan.flops import parameter_count
 from roberta_dist.runtime.dist import on_main
 from roberta_dist.runtime.files import atomic_write, write_json
 from roberta_dist.runtime.logs import setup_logging
-from roberta_dist.runtime.rundir import RunPaths, current_attempt, is_done
+from roberta_dist.runtime.rundir import RunPaths, complete_steps, current_attempt, is_done
 from roberta_dist.runtime.signals import StopRequest
 from roberta_dist.runtime.watchdog import Watchdog
 from roberta_dist.runtime.world import World, detect_world
@@ -28,6 +28,7 @@ from roberta_dist.track.truncate import truncate_metrics
 from roberta_dist.train.build import Run, build_run
 from roberta_dist.train.dry_run import dry_run
 from roberta_dist.train.environment import describe_environment
+from roberta_dist.train.feed import Stopped
 from roberta_dist.train.journal import Journal, read_journal
 from roberta_dist.train.ledger import Ledger, RollBack
 from roberta_dist.train.loop import Loop
@@ -82,7 +83,11 @@ def _leave_exit_code(attempt: Path, code: int) -> None:
 def _attempt(
     config: PretrainConfig, world: World, paths: RunPaths, attempt: Path, stop: StopRequest
 ) -> None:
-    run = build_run(config, world)
+    try:
+        run = build_run(config, world, lambda: stop.requested)
+    except Stopped:
+        on_main(lambda: _leave_requeue(paths))
+        return
     if config.train.dry_run:
         dry_run(run, paths)
         return
@@ -201,6 +206,13 @@ def _announce(run: Run) -> None:
             "a batch of %d rows does not divide by %d ranks: %.1f %% of the rows are empty",
             *(rows, run.world.world_size, 100 * wasted / (per_rank * run.world.world_size)),
         )
+
+
+def _leave_requeue(paths: RunPaths) -> None:
+    """Stopped before anything was done: the run stands where its newest checkpoint does."""
+    step = max(complete_steps(paths.checkpoints), default=0)
+    LOGGER.info("asked to stop while starting; the run stands at step %d", step)
+    write_json(paths.requeue, {"step": step, "reason": "signal"})
 
 
 def _leave_sentinel(paths: RunPaths, loop: Loop, finished: bool) -> None:

@@ -9,12 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from run_support import (
     TINY,
     deterministic,
     finish,
+    free_port,
     losses,
     metrics,
     prepare_corpus,
@@ -22,6 +24,7 @@ from run_support import (
     start,
     wait_for_step,
     worker_of,
+    world_environ,
     write_config,
 )
 
@@ -111,6 +114,22 @@ def test_rollbacks_survive_a_kill_and_never_loop(tmp_path, corpus):
     finish(config, 1, "attempt_001")
     assert first <= 40 and deterministic(killed) == deterministic(whole)
     assert same_weights(killed / LAST, whole / LAST)
+
+
+def test_a_stop_while_starting_does_no_step(tmp_path, corpus):
+    """The last rank alone is asked, in the middle of its start."""
+    run_dir = tmp_path / "run"
+    config = write_config(run_dir, corpus)
+    script = Path(__file__).parents[1] / "acceptance" / "support" / "signal_worker.py"
+    port, processes = free_port(), []
+    for rank in range(2):
+        environ = os.environ | world_environ(rank, 2, port, "attempt_000")
+        command = [sys.executable, str(script), "start-up", str(config)]
+        processes.append(subprocess.Popen(command, env=environ))
+    assert [process.wait(240) for process in processes] == [0, 0]
+    assert json.loads((run_dir / "REQUEUE").read_text()) == {"step": 0, "reason": "signal"}
+    assert metrics(run_dir) == [] and not (run_dir / "checkpoints").exists()
+    assert not (run_dir / "attempts.log").exists(), "the start went on to its end"
 
 
 def test_a_stop_in_an_evaluation_ends_it_and_it_is_made_up_for(tmp_path, corpus, uninterrupted):

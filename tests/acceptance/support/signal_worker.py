@@ -17,9 +17,11 @@ from roberta_dist.engine import saver as saver_module
 from roberta_dist.engine.engine import TrainEngine
 from roberta_dist.runtime.leave import end_process
 from roberta_dist.stream.loader import Prefetcher
+from roberta_dist.train import build as build_module
 from roberta_dist.train.__main__ import main
 
 PLACES: dict[str, tuple[Any, str, int]] = {
+    "start-up": (build_module, "check_shards", 1),
     "data loading": (Prefetcher, "take", 14),
     "forward": (TrainEngine, "_micro_step", 25),
     "optimizer step": (TrainEngine, "_apply", 14),
