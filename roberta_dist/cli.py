@@ -19,7 +19,7 @@ UNKNOWN_VERB = 2
 
 VERBS = {
     "prepare": "text → tokenizer, token packs, webdataset shards, held-out split",
-    "launch": "start or resume a run: DeepSpeed workers here or by ssh (cluster=local, hostfile)",
+    "launch": "start or resume a run: here, by ssh or as a job (cluster=local, hostfile, slurm)",
     "pretrain": "the worker itself, in this process (world from RANK and WORLD_SIZE, or 1)",
     "evaluate": "held-out loss of a checkpoint (run_dir=) or of an exported folder (model_path=)",
     "export": "checkpoint → Hugging Face folder, compared with transformers before it is accepted",
