@@ -27,6 +27,7 @@ from roberta_dist.model.encoder import RobertaForPretraining
 from roberta_dist.model.init import init_weights
 from roberta_dist.predict.fill_mask import predict
 from roberta_dist.runtime.files import file_sha256, write_json
+from roberta_dist.runtime.rundir import COMPLETE
 
 pytestmark = pytest.mark.unit
 
@@ -304,7 +305,7 @@ def write_checkpoint(run_dir, weights, config):
         name: {"bytes": (folder / name).stat().st_size, "sha256": file_sha256(folder / name)}
         for name in names
     }
-    write_json(folder / layout.COMPLETE, {"files": recorded})
+    write_json(folder / COMPLETE, {"files": recorded})
 
 
 def test_a_run_is_exported(tmp_path, weights, manifest, tokenizer_dir, capsys, no_network):
