@@ -72,4 +72,4 @@ def test_free_pages_between_kept_ones_are_returned_but_not_all_the_time(argument
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     found = [int(mib) for mib in done.stdout.split()]
     assert [mib > 100 for mib in found] == [bool(some) for some in returns]
-    assert min(found) == 0 or all(returns)
+    assert min(found) <= 0 or all(returns)  # the heap itself may have grown by a page meanwhile
