@@ -46,7 +46,9 @@ class FitConfig:
     """Seconds that its clock may differ from the first node's."""
     bandwidth_mib_s: float = free(10.0)
     """MiB a second from and to the first node, over TCP."""
-    timeout_s: float = free(120.0)
+    all_reduce_mib_s: float = free(10.0)
+    """MiB a second (bus bandwidth) of an all-reduce by the workers of two nodes; 0 measures none."""
+    timeout_s: float = free(180.0)
     """Seconds in which a node must have answered."""
 
     def __post_init__(self) -> None:

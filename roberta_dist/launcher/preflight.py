@@ -1,9 +1,9 @@
 """`python -m roberta_dist.launcher.preflight`: is every node fit? One process a node, started by srun.
 
-Each node looks at itself, then at its way to the first node: TCP in both directions and the clock. The
-first node collects the answers and writes one line a node, `NODE fit FIGURES` or `NODE unfit REASON`.
-No torch: a node on which it does not start would be told apart from nothing. So the bandwidth is that
-of TCP over the interface that the nodes' names lead to, not of NCCL's adapters.
+Each node looks at itself, then adds up a tensor with each of two neighbours, as training will, and last
+comes its way to the first node: TCP in both directions and the clock. The first node collects the answers
+and writes one line a node, `NODE fit FIGURES` or `NODE unfit REASON`. This process needs no torch, so
+that a node on which torch does not start can say so; the all-reduces have processes of their own.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from roberta_dist.config.slurm import FitConfig
 from roberta_dist.errors import ConfigError
 from roberta_dist.launcher.machine import find_devices, query_gpus
 from roberta_dist.launcher.meeting import Meeting, visit
+from roberta_dist.launcher.pairs import blame, measure_pairs, rounds_of
 from roberta_dist.runtime.files import atomic_write
 from roberta_dist.units import GIB, MIB
 
@@ -79,6 +80,8 @@ def verdicts(
     """
     lines = []
     alone = len(nodes) > 2 and set(answers) <= {nodes[0]}
+    found = {node: dict(answer.get("pairs", {})) for node, answer in answers.items()}
+    slow = blame(nodes, found, wanted.all_reduce_mib_s)
     for node in nodes:
         answer = answers.get(node)
         if alone:
@@ -88,30 +91,40 @@ def verdicts(
         elif "error" in answer:
             told = [str(answer["error"])]
         else:
-            told = complaints(answer, wanted, gpus)
-        figures = " ".join(f"{k}={v:.4g}" for k, v in (answer or {}).items() if k != "error")
+            told = [*complaints(answer, wanted, gpus), *([slow[node]] if node in slow else [])]
+        figures = " ".join(f"{k}={v:.4g}" for k, v in _numbers(answer or {}))
         lines.append(f"{node} unfit {'; '.join(told)}" if told else f"{node} fit {figures}")
     return [" ".join(line.split()) for line in lines]
+
+
+def _numbers(answer: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """An answer's figures; the all-reduces are named after the neighbour."""
+    pairs = {f"all_reduce_{other}": figure for other, figure in answer.get("pairs", {}).items()}
+    return [(k, v) for k, v in {**answer, **pairs}.items() if isinstance(v, int | float)]
 
 
 def main(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
     """Look at this node; on the first one, collect and write what all have to say.
 
     Args:
-        arguments: CONFIG PORT GPUS VERDICTS NODE …, all nodes, the first one first.
+        arguments: CONFIG PORT GPUS WORKERS VERDICTS NODE …, all nodes, the first one first.
         environ: SLURM's variables of a task.
     """
-    config_path, port, gpus, target, *nodes = arguments
+    config_path, port, gpus, workers, target, *nodes = arguments
     node = environ.get("SLURMD_NODENAME", socket.gethostname())
     wanted = FitConfig()
+    began = time.monotonic()
     try:
         run = load_yaml(PretrainConfig, Path(config_path))
         wanted = run.cluster.slurm.fit
         answer: dict[str, Any] = look(Path(run.run_dir), int(gpus))
     except (ConfigError, OSError) as error:
         answer = {"error": f"does not see the run folder: {str(error).splitlines()[0]}"}
+    if "error" not in answer and wanted.all_reduce_mib_s:
+        share = wanted.timeout_s / (len(rounds_of(nodes)) + 1)
+        answer["pairs"] = measure_pairs(node, nodes, int(port), int(workers), share)
     print(f"{node}: {answer}", flush=True)
-    deadline = time.monotonic() + wanted.timeout_s
+    deadline = began + wanted.timeout_s
     if node != nodes[0]:
         visit(nodes[0], int(port), node, answer, deadline)
         return 0

@@ -80,7 +80,7 @@ def preflight_step(config: PretrainConfig, job: Job) -> list[str]:
         f"--kill-on-bad-exit=0 --time={minutes}" + ' --output="${logs//%/%%}/preflight.out"',
         *_inside(config, job),
         f"{shlex.quote(job.python)} -u -m roberta_dist.launcher.preflight",
-        f'"$config" "$MASTER_PORT" {job.gpus} "$logs/preflight.txt" "${{hosts[@]}}"',
+        f'"$config" "$MASTER_PORT" {job.gpus} {job.workers} "$logs/preflight.txt" "${{hosts[@]}}"',
     ]
 
 

@@ -31,7 +31,9 @@ class SlurmRun:
         quoted = str(self.run_dir).replace("\\", "\\\\").replace("'", "\\'")
         settings = [
             f"run_dir='{quoted}'", f"data.path='{self.corpus}'", *TINY, "cluster=slurm",
-            "cluster.nodes=2", "cluster.threads_per_worker=1", *overrides,
+            "cluster.nodes=2", "cluster.threads_per_worker=1",
+            "cluster.slurm.fit.all_reduce_mib_s=0",  # 6 s a job, which tests about it take
+            *overrides,
         ]  # fmt: skip
         command = [sys.executable, "-m", "roberta_dist.cli", "launch", *settings]
         done = subprocess.run(

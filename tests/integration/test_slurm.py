@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +45,15 @@ def crowded(lab):
     lab.run("rm", filler, node="node1")
 
 
+@pytest.fixture
+def slow_link(lab):
+    """node2 sends 20 Mbit a second at most."""
+    qdisc = ["dev", "eth0", "root", "tbf", "rate", "20mbit", "burst", "32kbit", "latency", "400ms"]
+    lab.run("tc", "qdisc", "add", *qdisc, node="node2")
+    yield
+    lab.run("tc", "qdisc", "del", "dev", "eth0", "root", node="node2")
+
+
 def assert_equal(left: Path, right: Path) -> None:
     command = [sys.executable, "tools/compare_runs.py", str(left), str(right)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -52,7 +62,7 @@ def assert_equal(left: Path, right: Path) -> None:
 
 
 def test_two_nodes_train_as_one_machine_does(run, uninterrupted):
-    done = run.launch(KEEP)
+    done = run.launch(KEEP, "cluster.slurm.fit.all_reduce_mib_s=10")
     assert done.returncode == 0, done.stderr
     assert f"job {run.job}" in done.stderr and "roberta-dist stop" in done.stderr
     second = run.launch(KEEP)
@@ -61,6 +71,8 @@ def test_two_nodes_train_as_one_machine_does(run, uninterrupted):
     assert (run.run_dir / "DONE").is_file()
     assert_equal(run.run_dir, uninterrupted)
     assert "starts on node1,node2" in (run.run_dir / "attempts.log").read_text()
+    fit = (run.run_dir / "logs" / f"job_{run.job}.0" / "preflight.txt").read_text()
+    assert " all_reduce_node2=" in fit and " all_reduce_node1=" in fit
     assert json.loads((run.run_dir / "jobs.jsonl").read_text())["role"] == "train"
     script = (run.run_dir / "submit.sbatch").read_text()
     assert script == (run.run_dir / "slurm/submit_000/submit.sbatch").read_text()
@@ -181,6 +193,18 @@ def test_an_unfit_node_is_left_out(run, crowded):
     attempts = (run.run_dir / "attempts.log").read_text()
     assert "node node1 is left out:" in attempts and "free in /dev/shm, wanted 128" in attempts
     assert "starts on node2" in attempts
+
+
+def test_a_node_behind_a_slow_link_is_left_out(run, lab, slow_link):
+    short = ["schedule.max_steps=5", "cluster.nodes=1", "cluster.slurm.spare_nodes=1"]
+    only = ["cluster.slurm.fit.all_reduce_mib_s=10", "cluster.slurm.fit.bandwidth_mib_s=0"]
+    assert run.launch(*short, *only).returncode == 0
+    assert run.end() == "COMPLETED", run.told()
+    told = re.search(
+        r"node node2 is left out: all-reduce with node1: (.*) MiB/s; wanted", run.log()
+    )
+    assert told and float(told[1]) < 5, run.log()
+    assert "starts on node1" in run.log()
 
 
 def test_without_spares_the_job_waits_for_another_node(run, crowded):

@@ -107,7 +107,7 @@ def test_who_does_not_come_or_breaks_off_is_known():
 
 def test_a_node_without_the_run_folder_says_so(tmp_path):
     port, target = free_port(), tmp_path / "preflight.txt"
-    absent = [str(tmp_path / "absent.yaml"), str(port), "0", str(target), "127.0.0.1", "b"]
+    absent = [str(tmp_path / "absent.yaml"), str(port), "0", "1", str(target), "127.0.0.1", "b"]
     other = threading.Thread(target=preflight.main, args=(absent, {"SLURMD_NODENAME": "b"}))
     other.start()
     assert preflight.main(absent, {"SLURMD_NODENAME": "127.0.0.1"}) == 0
