@@ -9,13 +9,14 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from roberta_dist.config.load import run_verb
-from roberta_dist.config.roots import VERB_CONFIGS
+from roberta_dist.config.load import run_sweep, run_verb
+from roberta_dist.config.roots import VERB_CONFIGS, LaunchConfig
 from roberta_dist.config.watch import Upload
 from roberta_dist.runtime.leave import end_process
 
 INTERRUPTED = 130
 UNKNOWN_VERB = 2
+MULTIRUN = {"-m", "--multirun"}
 
 VERBS = {
     "prepare": "text → tokenizer, token packs, webdataset shards, held-out split",
@@ -101,6 +102,12 @@ def _run(verb: str, config: Any) -> int:
     raise AssertionError(verb)
 
 
+def _launch_sweep(words: list[str]) -> int:
+    from roberta_dist.launcher.sweep import launch_sweep
+
+    return run_sweep("launch", LaunchConfig, launch_sweep, words)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -112,6 +119,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"roberta-dist {verb}: not a verb; one of {', '.join(VERBS)}", file=sys.stderr)
         return UNKNOWN_VERB
     try:
+        if verb == "launch" and MULTIRUN & {*overrides}:
+            return _launch_sweep([word for word in overrides if word not in MULTIRUN])
         return run_verb(verb, VERB_CONFIGS[verb], lambda config: _run(verb, config), overrides)
     except KeyboardInterrupt:
         print(f"roberta-dist {verb}: interrupted", file=sys.stderr)

@@ -6,6 +6,7 @@ the base is cleared first, and `to_object` builds the frozen dataclasses after v
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import sys
@@ -19,6 +20,7 @@ from typing import Any, TypeVar
 import hydra
 import yaml
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -125,6 +127,67 @@ def compose(verb: str, root: type[C], overrides: Sequence[str] = ()) -> C:
         return to_dataclass(root, composed)
 
 
+def run_sweep(
+    verb: str, root: type[C], action: Callable[[dict[str, C]], int], words: Sequence[str]
+) -> int:
+    """Run one verb on all combinations of the values that `words` give, as one call.
+
+    Hydra's `--multirun` would call the verb once for each, which then could not be one job array.
+
+    Returns:
+        The action's exit code; a configuration that does not compose gives 2.
+    """
+    return _exit_code(
+        verb,
+        lambda: action({k: compose(verb, root, own) for k, own in combinations(words).items()}),
+    )
+
+
+def combinations(words: Sequence[str]) -> dict[str, list[str]]:
+    """`a=1,2 b=x c=3,4` → four lists of overrides, each by its swept part, `a=1,c=3` and so on.
+
+    Values are swept by Hydra's grammar: `1,2`, `choice(1,2)`, `range(1,4)`.
+
+    Raises:
+        ConfigError: a word is no override, a combination comes twice, or there is none.
+    """
+    choices: dict[
+        str, list[tuple[str, bool]]
+    ] = {}  # a later word for a key replaces an earlier one
+    try:
+        for override in OverridesParser.create().parse_overrides(list(words)):
+            key = override.get_key_element()
+            if override.is_sweep_override():
+                values = override.sweep_string_iterator()
+                choices[key] = [(f"{key}={value}", True) for value in values]
+            else:
+                choices[key] = [(str(override.input_line), False)]
+    except HydraException as error:
+        raise ConfigError(f"--multirun: {error}", "write key=value1,value2") from error
+    found = {}
+    for chosen in itertools.product(*choices.values()):
+        name = ",".join(word for word, swept in chosen if swept)
+        if name in found:
+            raise ConfigError(
+                f"--multirun: {name or 'one run'} comes twice", "give each value once"
+            )
+        found[name] = [word for word, _ in chosen]
+    require(bool(found), "--multirun", " ".join(words), "a range holds no value")
+    return found
+
+
+def _exit_code(verb: str, action: Callable[[], int]) -> int:
+    """What `action` returns, or the exit code of the error that it raised and that is told here."""
+    try:
+        return action()
+    except RobertaDistError as error:
+        print(f"roberta-dist {verb}: {error}", file=sys.stderr)
+        return error.exit_code
+    except Exception:  # Hydra would exit 1, as it does where overrides do not compose
+        traceback.print_exc()
+        return RobertaDistError.exit_code
+
+
 def run_verb(verb: str, root: type[C], action: Callable[[C], int], arguments: Sequence[str]) -> int:
     """Run one verb as a Hydra application (`key=value`, `--cfg job`, `--help`, `--multirun`).
 
@@ -134,14 +197,7 @@ def run_verb(verb: str, root: type[C], action: Callable[[C], int], arguments: Se
     exit_codes: list[int] = []
 
     def application(composed: DictConfig) -> None:
-        try:
-            exit_codes.append(action(to_dataclass(root, composed)))
-        except RobertaDistError as error:
-            print(f"roberta-dist {verb}: {error}", file=sys.stderr)
-            exit_codes.append(error.exit_code)
-        except Exception:  # Hydra would exit 1, as it does where overrides do not compose
-            traceback.print_exc()
-            exit_codes.append(RobertaDistError.exit_code)
+        exit_codes.append(_exit_code(verb, lambda: action(to_dataclass(root, composed))))
 
     saved_argv, sys.argv = sys.argv, [f"roberta-dist {verb}", *arguments]
     try:

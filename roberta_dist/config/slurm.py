@@ -133,6 +133,8 @@ class SlurmConfig:
     chain: int = free(1)
     """Jobs submitted at once, each after the one before has ended, for runs longer than one limit
     on clusters that do not requeue."""
+    sweep_at_once: int = free(0)
+    """Most members of a sweep (`--multirun`) that run at the same time; 0 sets no limit."""
     prologue: list[str] = free([])
     """Lines of shell before the workers start, written as they are: `module load …`, `source …`."""
     python: str | None = free(None)
@@ -152,7 +154,14 @@ class SlurmConfig:
 
     def __post_init__(self) -> None:
         require_time("cluster.slurm.time", self.time)
-        for key in ("gpus_per_node", "cpus_per_task", "signal_lead_s", "requeues", "spare_nodes"):
+        for key in (
+            "gpus_per_node",
+            "cpus_per_task",
+            "signal_lead_s",
+            "requeues",
+            "spare_nodes",
+            "sweep_at_once",
+        ):
             value = vars(self)[key] or 0
             require(value >= 0, f"cluster.slurm.{key}", value, "must be ≥ 0")
         self._check_text()

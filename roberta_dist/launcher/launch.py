@@ -29,14 +29,9 @@ def launch(config: LaunchConfig) -> int:
         StorageError: the run folder cannot be written.
         LaunchError: the workers could not be started, or ended without a word.
     """
-    run = with_absolute_paths(config.run)
-    paths = RunPaths(Path(run.run_dir))
-    if is_done(paths, run.schedule.max_steps):
-        say(f"{paths.root}: already complete")
+    run = ready(config)
+    if run is None:
         return 0
-    if not config.prepare_first:
-        for path in run.data.locations.values():
-            check_corpus(path)
     if config.dry_run:
         print(_describe(run, config.prepare_first))
         return 0
@@ -54,6 +49,22 @@ def launch(config: LaunchConfig) -> int:
             return launch_hosts(run)
         case ClusterKind.slurm:
             return launch_slurm(run, config.prepare_first)
+
+
+def ready(config: LaunchConfig) -> PretrainConfig | None:
+    """The run with absolute paths; None if it is complete already.
+
+    Raises:
+        ConfigError: the corpus is missing.
+    """
+    run = with_absolute_paths(config.run)
+    if is_done(RunPaths(Path(run.run_dir)), run.schedule.max_steps):
+        say(f"{run.run_dir}: already complete")
+        return None
+    if not config.prepare_first:
+        for path in run.data.locations.values():
+            check_corpus(path)
+    return run
 
 
 def _describe(run: PretrainConfig, prepare_first: Sequence[str]) -> str:

@@ -7,12 +7,12 @@ import re
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from roberta_dist.errors import LaunchError
 
-JOB_ID = re.compile(r"\d+")
+JOB_ID = re.compile(r"\d+(_\d+)?")
 FIELDS = (
     "JobArrayID", "State", "StartTime", "EndTime", "NodeList", "RestartCnt", "exit_code", "Reason",
 )  # fmt: skip
@@ -30,7 +30,7 @@ class Job:
     """One job, or one part of an array.
 
     Attributes:
-        job_id: without what tells parts of an array apart.
+        job_id: `7`, or `7_2` for part 2 of array 7.
         state: as SLURM calls it, such as PENDING or TIMEOUT.
         start: when it began, or is expected to; None where nobody knows.
         end: when it ended, or its time limit is over.
@@ -73,16 +73,22 @@ class Answer:
     problem: str = ""
 
     def of(self, job_ids: Iterable[str]) -> list[Job]:
-        """Jobs with these numbers, in the order of submission."""
+        """Jobs with these numbers, in the order of submission; of an array's number all its parts.
+
+        Each has the number that was asked for.
+        """
         wanted = set(job_ids)
-        found = [job for job in self.jobs if job.job_id in wanted]
-        return sorted(found, key=lambda job: int(job.job_id))
+        found = []
+        for job in sorted(self.jobs, key=lambda job: _order(job.job_id)):
+            asked = wanted & {job.job_id, _array(job.job_id)}
+            found += [replace(job, job_id=job_id) for job_id in asked]
+        return found
 
 
 def squeue_command(job_ids: Sequence[str]) -> list[str]:
     """Jobs in the queue, and those that ended a few minutes ago."""
     columns = ",".join(f"{name}:|" for name in FIELDS)
-    return ["squeue", "--noheader", "--states=all", f"--jobs={','.join(job_ids)}", f"--Format={columns}"]  # fmt: skip
+    return ["squeue", "--noheader", "--array", "--states=all", f"--jobs={','.join(job_ids)}", f"--Format={columns}"]  # fmt: skip
 
 
 def parse_squeue(text: str) -> list[Job]:
@@ -95,7 +101,7 @@ def parse_squeue(text: str) -> list[Job]:
         name, state, start, end, nodes, restarts, code, reason = (part.strip() for part in parts)
         jobs.append(
             Job(
-                job_id=name.partition("_")[0],
+                job_id=name,
                 state=state,
                 start=_moment(start),
                 end=_moment(end),
@@ -123,9 +129,9 @@ def parse_sacct(text: str) -> list[Job]:
         parts = line.split("|", 6)
         if len(parts) == 7:
             name, state, start, end, nodes, code, reason = parts
-            job_id, state = name.partition("_")[0], state.partition(" ")[0]  # "CANCELLED by 0"
+            state = state.partition(" ")[0]  # "CANCELLED by 0"
             moments = (_moment(start), _moment(end))
-            jobs.append(Job(job_id, state, *moments, nodes, 0, code, reason.removeprefix("None")))
+            jobs.append(Job(name, state, *moments, nodes, 0, code, reason.removeprefix("None")))
     return jobs
 
 
@@ -134,14 +140,15 @@ def ask_scheduler(job_ids: Sequence[str]) -> Answer:
 
     A scheduler that cannot be asked is a `problem`, no error: the run folder still tells most.
     """
-    wanted = sorted({job for job in job_ids if JOB_ID.fullmatch(job)}, key=int)
+    wanted = sorted({job for job in job_ids if JOB_ID.fullmatch(job)}, key=_order)
     if not wanted:
         return Answer()
     try:
         jobs = parse_squeue(run_tool(squeue_command(wanted)))
     except LaunchError as error:
         return Answer(problem=error.problem)
-    forgotten = sorted(set(wanted) - {job.job_id for job in jobs}, key=int)
+    known = {name for job in jobs for name in (job.job_id, _array(job.job_id))}
+    forgotten = sorted(set(wanted) - known, key=_order)
     if forgotten:
         with suppress(LaunchError):  # most clusters keep accounts; one without has forgotten
             jobs += parse_sacct(run_tool(sacct_command(forgotten)))
@@ -180,6 +187,15 @@ def tool_environment(environ: Mapping[str, str]) -> dict[str, str]:
     """Ours without what would filter or reformat the answers."""
     kept = {k: v for k, v in environ.items() if not k.startswith(("SQUEUE_", "SACCT_", "SCANCEL_"))}
     return kept | {"SLURM_TIME_FORMAT": "standard"}
+
+
+def _array(job_id: str) -> str:
+    return job_id.partition("_")[0]
+
+
+def _order(job_id: str) -> list[int]:
+    """By number of the job, then of the part; `7_[3-9]` are parts that wait."""
+    return [int(number) for number in re.findall(r"\d+", job_id)[:2]]
 
 
 def _moment(text: str) -> datetime | None:

@@ -5,27 +5,24 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shlex
 import shutil
-import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from roberta_dist.config.cluster import ClusterKind
 from roberta_dist.config.roots import PretrainConfig
 from roberta_dist.config.slurm import Container
-from roberta_dist.errors import ConfigError, LaunchError
+from roberta_dist.errors import ConfigError
 from roberta_dist.launcher.corpus_jobs import corpus_jobs
 from roberta_dist.launcher.machine import extensions_folder, template_file
 from roberta_dist.launcher.sbatch import check_path, render
 from roberta_dist.launcher.start import record_launch, say, write_config
 from roberta_dist.launcher.steps import Job
+from roberta_dist.launcher.submit import call, submit, test_only, workers_and_gpus
 from roberta_dist.runtime.files import atomic_write
 from roberta_dist.runtime.rundir import RunPaths, next_folder, numbered
-
-GPUS = re.compile(r"\bgpu(?::[^:(),]+)?:(\d+)")
 
 
 def describe_slurm(run: PretrainConfig, prepare_first: Sequence[str]) -> str:
@@ -34,14 +31,14 @@ def describe_slurm(run: PretrainConfig, prepare_first: Sequence[str]) -> str:
     Raises:
         ConfigError, LaunchError: as `launch_slurm`.
     """
-    paths, template = _paths_and_template(run)
-    job = _job(run, numbered(paths.slurm, "submit_"))
+    paths, template = paths_and_template(run)
+    job = job_of(run, numbered(paths.slurm, "submit_"))
     before = corpus_jobs(run, prepare_first, job) if prepare_first else []
     script = render(run, job, template)
     if shutil.which("sbatch"):
         for corpus_job in before:
-            _test(corpus_job.script, *corpus_job.options)
-        say(_test(script))
+            test_only(corpus_job.script, *corpus_job.options)
+        say(test_only(script))
     return "\n".join([*(made.script for made in before), script]).rstrip("\n")
 
 
@@ -60,55 +57,75 @@ def launch_slurm(run: PretrainConfig, prepare_first: Sequence[str]) -> int:
         StorageError: the run folder cannot be written.
         LaunchError: SLURM's commands are missing or do not work.
     """
-    paths, template = _paths_and_template(run)
-    _refuse_second_job(paths)
-    trial = _job(run, numbered(paths.slurm, "submit_"))
+    paths, template = paths_and_template(run)
+    refuse_second_job(paths)
+    trial = job_of(run, numbered(paths.slurm, "submit_"))
     before = corpus_jobs(run, prepare_first, trial) if prepare_first else []
     for corpus_job in before:
-        _test(corpus_job.script, *corpus_job.options)
-    _test(render(run, trial, template))
-    submission = next_folder(paths.slurm, "submit_")
-    script = render(run, _job(run, submission), template)
-    write_config(run, paths, submission)
-    for path in (submission / "submit.sbatch", paths.submit):
-        atomic_write(path, script)
-    # before a job can start: it would take an earlier STOP for its own
-    paths.stop.unlink(missing_ok=True)
+        test_only(corpus_job.script, *corpus_job.options)
+    test_only(render(run, trial, template))
+    submission = write_submission(run, paths, template)
     last: list[str] = []
     for corpus_job in before:
         path = submission / f"{corpus_job.name}.sbatch"
         atomic_write(path, corpus_job.script)
-        last = _after(
+        last = after(
             "afterok", _submit_as(paths, corpus_job.name, path, *corpus_job.options, *last)
         )
     for _ in range(run.cluster.slurm.chain):
-        last = _after("afterany", _submit_as(paths, "train", paths.submit, *last))
+        last = after("afterany", _submit_as(paths, "train", submission / "submit.sbatch", *last))
     name = shlex.quote(f"run_dir={paths.root}")
     say(f"  look:  roberta-dist status {name}; roberta-dist logs {name}")
     say(f"  stop:  roberta-dist stop {name} saves first; launch again goes on from there")
     return 0
 
 
-def _after(how: str, job: str) -> list[str]:
+def write_submission(run: PretrainConfig, paths: RunPaths, template: str) -> Path:
+    """Folder slurm/submit_NNN with what a job is made of; an earlier STOP is over.
+
+    Raises:
+        StorageError: the run folder cannot be written.
+    """
+    submission = next_folder(paths.slurm, "submit_")
+    script = render(run, job_of(run, submission), template)
+    write_config(run, paths, submission)
+    for path in (submission / "submit.sbatch", paths.submit):
+        atomic_write(path, script)
+    # before a job can start: it would take an earlier STOP for its own
+    paths.stop.unlink(missing_ok=True)
+    return submission
+
+
+def after(how: str, job: str) -> list[str]:
     """Options of a job that waits for another, and does not wait for ever if that one failed."""
     return [f"--dependency={how}:{job}", "--kill-on-invalid-dep=yes"]
 
 
 def _submit_as(paths: RunPaths, role: str, script: Path, *options: str) -> str:
     """Submit and record a job; its id."""
-    job = _submit(script, *options)
+    job = submit(script, *options)
     log = paths.slurm / f"{job}.out"
     record_launch(paths, ClusterKind.slurm, job_id=job, role=role, log=str(log))
     say(f"{paths.root}: job {job} ({role}), log {log}")
     return job
 
 
-def _paths_and_template(run: PretrainConfig) -> tuple[RunPaths, str]:
+def paths_and_template(run: PretrainConfig) -> tuple[RunPaths, str]:
+    """Of the run folder, and the text of launch/train.sbatch.
+
+    Raises:
+        ConfigError: a job's log cannot lie there.
+    """
     template = template_file("train.sbatch").read_text(encoding="utf-8")
     return RunPaths(Path(check_path(run.run_dir))), template
 
 
-def _job(run: PretrainConfig, submission: Path) -> Job:
+def job_of(run: PretrainConfig, submission: Path) -> Job:
+    """What the script of a run needs to know; `submission` is to hold its configuration.
+
+    Raises:
+        ConfigError, LaunchError: nobody tells how many GPUs its nodes have.
+    """
     slurm = run.cluster.slurm
     workers, gpus = workers_and_gpus(run)
     own = slurm.python is None and slurm.container is Container.none
@@ -121,46 +138,12 @@ def _job(run: PretrainConfig, submission: Path) -> Job:
     )
 
 
-def workers_and_gpus(run: PretrainConfig) -> tuple[int, int]:
-    """Workers and GPUs of a node: as asked, or as many as the partition's nodes have.
+def refuse_second_job(paths: RunPaths) -> None:
+    """Two jobs would write one run folder.
 
     Raises:
-        ConfigError: neither is told, and the partition's nodes differ or cannot be asked for.
+        ConfigError: a job of the newest launch waits or runs.
     """
-    workers, gpus = run.cluster.workers_per_node, run.cluster.slurm.gpus_per_node
-    if gpus is None:
-        gpus = workers or _gpus_of(run.cluster.slurm.partition)
-    return workers or gpus or 1, gpus
-
-
-def _gpus_of(partition: str | None) -> int:
-    remedy = "give cluster.slurm.gpus_per_node=N, 0 to train on processors"
-    if not shutil.which("sinfo"):
-        raise ConfigError("cluster.slurm.gpus_per_node: no sinfo here to ask", remedy)
-    only = ["-p", partition] if partition else []
-    counts = gpu_counts(_slurm("sinfo", "-h", "-o", "%P %G", *only), default_only=not partition)
-    if len(counts) != 1:
-        raise ConfigError(
-            f"cluster.slurm.partition={partition}: its nodes have {sorted(counts)} GPUs", remedy
-        )
-    return counts.pop()
-
-
-def gpu_counts(told: str, default_only: bool) -> set[int]:
-    """GPUs of a partition's nodes, from `sinfo -o '%P %G'`; the default one's name ends in `*`.
-
-    Example: `batch* gpu:h100:8(S:0-1)` → {8}; `batch* (null)` → {0}.
-    """
-    counts = set()
-    for line in told.splitlines():
-        name, _, resources = line.partition(" ")
-        if name.endswith("*") or not default_only:
-            counts.add(sum(int(count) for count in GPUS.findall(resources)))
-    return counts
-
-
-def _refuse_second_job(paths: RunPaths) -> None:
-    """Two jobs would write one run folder."""
     if not paths.jobs.is_file():
         return
     lines = [json.loads(line) for line in paths.jobs.read_text().splitlines()]
@@ -169,57 +152,9 @@ def _refuse_second_job(paths: RunPaths) -> None:
         if "job_id" not in line or (line["host"], line["pid"]) not in last:
             continue
         job = line["job_id"]
-        done = _call(["squeue", "-h", "-j", job, "-o", "%T"])
+        done = call(["squeue", "-h", "-j", job, "-o", "%T"])
         if done.returncode == 0 and done.stdout.strip():  # a job long gone is an error to squeue
             raise ConfigError(
                 f"{paths.root}: job {job} of this run is {done.stdout.strip()}",
                 f"wait for it, or `roberta-dist stop run_dir={paths.root}` first",
             )
-
-
-def _test(script: str, *options: str) -> str:
-    """SLURM's answer to the script, without submitting it."""
-    done = _call(["sbatch", "--test-only", *options], script)
-    answer = done.stderr.strip()
-    if done.returncode:
-        raise ConfigError(
-            f"SLURM refuses the job: {answer}",
-            "change the cluster.slurm keys; dry_run=true prints the script",
-        )
-    return answer
-
-
-def _submit(script: Path, *options: str) -> str:
-    """Job id of the submitted script."""
-    done = _call(["sbatch", "--parsable", *options, str(script)])
-    if done.returncode:
-        raise LaunchError(f"sbatch: {done.stderr.strip()}", f"see {script}")
-    return done.stdout.strip().partition(";")[0]
-
-
-def _slurm(*command: str) -> str:
-    done = _call(list(command))
-    if done.returncode:
-        raise LaunchError(f"{command[0]}: {done.stderr.strip()}", "is the cluster up?")
-    return done.stdout
-
-
-def _call(command: list[str], text: str | None = None) -> subprocess.CompletedProcess[str]:
-    """The one place that starts SLURM's commands."""
-    if not shutil.which(command[0]):
-        raise LaunchError(
-            f"{command[0]} is not on PATH",
-            "launch where jobs are submitted from, or look at the script with dry_run=true",
-        )
-    return subprocess.run(
-        command, input=text, env=submission_environment(os.environ), capture_output=True, text=True
-    )
-
-
-def submission_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """Ours, which the job gets too, secrets included; without what describes a job that we are in."""
-    if "SLURM_JOB_ID" not in environ:
-        return dict(environ)
-    kept = ("SLURM_CONF", "SLURM_CLUSTERS")
-    inherited = re.compile(r"SLURM_|SLURMD_|SRUN_|SBATCH_")
-    return {k: v for k, v in environ.items() if k in kept or not inherited.match(k)}

@@ -82,7 +82,8 @@ def find_requests(report: Report, now: bool) -> list[Request]:
     if jobs:
         # those that wait come first: the end of the job before would let them begin
         jobs.sort(key=lambda job: job.goes_on)
-        return [_job_request(job, files.roles[job.job_id], now) for job in jobs]
+        # an array, of which each part is a job here, is asked once
+        return list(dict(_job_request(job, files.roles[job.job_id], now) for job in jobs).items())
     here = socket.gethostname()
     launch = files.launches[-1] if files.launches else None
     launcher = living_launcher(launch) if launch and launch.job_id is None else None

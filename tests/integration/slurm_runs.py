@@ -39,14 +39,16 @@ class SlurmRun:
         done = subprocess.run(
             self.lab.inside("ctl", *command), env=self.lab.environ, capture_output=True, text=True
         )
-        if done.returncode == 0 and "dry_run=true" not in overrides:
+        if done.returncode == 0 and not {"dry_run=true", "--multirun"} & {*overrides}:
             jobs = (self.run_dir / "jobs.jsonl").read_text().splitlines()
             self.job = json.loads(jobs[-1])["job_id"]
         return done
 
     def verb(self, verb: str, *overrides: str) -> subprocess.CompletedProcess[str]:
         """`roberta-dist VERB run_dir=…` on the login node."""
-        command = [sys.executable, "-m", "roberta_dist.cli", verb, f"run_dir='{self.run_dir}'"]
+        named = any(word.startswith("run_dirs=") for word in overrides)
+        which = [] if named else [f"run_dir='{self.run_dir}'"]
+        command = [sys.executable, "-m", "roberta_dist.cli", verb, *which]
         return subprocess.run(
             self.lab.inside("ctl", *command, *overrides),
             env=self.lab.environ, capture_output=True, text=True, timeout=300,

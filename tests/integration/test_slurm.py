@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,34 @@ def test_one_command_prepares_in_an_array_and_trains(run, corpus, uninterrupted)
     tasks = run.lab.run("squeue", "-h", "-t", "all", "-r", "-j", jobs[2]["job_id"], "-o", "%K %T")
     assert sorted(tasks.split()) == sorted(["0", "COMPLETED", "1", "COMPLETED", "2", "COMPLETED"])
     assert_equal(run.run_dir, uninterrupted)
+
+
+def test_a_sweep_is_one_array_whose_members_come_back_alone(run, lab):
+    sweep = run.run_dir
+    swept = ["--multirun", "train.seed=1,2", "schedule.max_steps=150"]
+    assert run.launch(*swept, "cluster.nodes=1", "dry_run=true").returncode == 0
+    assert not sweep.exists()
+    launched = run.launch(*swept, "cluster.nodes=1")
+    assert launched.returncode == 0, launched.stderr
+    members = [replace(run, run_dir=sweep / f"train.seed={seed}") for seed in (1, 2)]
+    for part, member in enumerate(members):
+        (line,) = (member.run_dir / "jobs.jsonl").read_text().splitlines()
+        member.job = json.loads(line)["job_id"]
+        assert member.job.endswith(f"_{part}")
+    run.job = members[0].job.partition("_")[0]
+    for member in members:  # one of them has the number of the whole array
+        member.wait_for_step(3)
+        lab.run("scancel", "--signal=USR1", "--batch", member.job)
+        member.start_now()
+    table = run.verb("status", f"run_dirs=['{sweep}/*']")
+    assert "train.seed=1" in table.stdout and "train.seed=2" in table.stdout, table
+    for member in members:
+        assert member.end() == "COMPLETED", member.told()
+        assert lab.show(member.job)["Restarts"] == "1"
+        assert (member.run_dir / "DONE").is_file()
+    assert metrics(members[0].run_dir) != metrics(members[1].run_dir)
+    again = run.launch(*swept, "cluster.nodes=1")
+    assert again.returncode == 0 and again.stderr.count("already complete") == 2, again.stderr
 
 
 def test_a_chain_is_stopped_as_one_and_goes_on(run):

@@ -11,7 +11,7 @@ from roberta_dist.config.data import DataConfig
 from roberta_dist.config.roots import LaunchConfig
 from roberta_dist.config.slurm import SlurmConfig
 from roberta_dist.errors import ConfigError, LaunchError
-from roberta_dist.launcher import slurm
+from roberta_dist.launcher import submit
 from roberta_dist.launcher.fabric import fabric_settings, interface_settings
 from roberta_dist.launcher.launch import launch
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.unit
     ],
 )
 def test_gpus_of_a_partition(told, default_only, counts):
-    assert slurm.gpu_counts(told, default_only) == counts
+    assert submit.gpu_counts(told, default_only) == counts
 
 
 @pytest.fixture
@@ -52,13 +52,13 @@ def test_workers_follow_the_gpus(config, monkeypatch):
     def sized(workers, gpus):
         slurm_config = replace(config.cluster.slurm, gpus_per_node=gpus)
         cluster = replace(config.cluster, workers_per_node=workers, slurm=slurm_config)
-        return slurm.workers_and_gpus(replace(config, cluster=cluster).run)
+        return submit.workers_and_gpus(replace(config, cluster=cluster).run)
 
     assert sized(0, 8) == (8, 8)
     assert sized(0, 0) == (1, 0)
     assert sized(4, 0) == (4, 0)
     assert sized(4, None) == (4, 4)
-    monkeypatch.setattr(slurm.shutil, "which", lambda name: None)
+    monkeypatch.setattr(submit.shutil, "which", lambda name: None)
     with pytest.raises(ConfigError, match="gpus_per_node"):
         sized(0, None)
 
@@ -85,11 +85,11 @@ def test_a_refusal_tells_what_slurm_said(config, monkeypatch, tmp_path):
 def test_a_job_submitted_from_a_job_is_its_own():
     inside = {"SLURM_JOB_ID": "1", "SLURM_MEM_PER_CPU": "9", "SBATCH_X": "1", "SLURM_CONF": "/c",
               "WANDB_API_KEY": "k", "PATH": "/bin"}  # fmt: skip
-    assert slurm.submission_environment(inside) == {
+    assert submit.submission_environment(inside) == {
         "SLURM_CONF": "/c", "WANDB_API_KEY": "k", "PATH": "/bin"
     }  # fmt: skip
     outside = {"SBATCH_ACCOUNT": "mine"}
-    assert slurm.submission_environment(outside) == outside
+    assert submit.submission_environment(outside) == outside
 
 
 def test_secrets_are_kept_out_of_the_configuration():

@@ -7,6 +7,7 @@ from datetime import datetime
 import pytest
 
 from roberta_dist.launcher.scheduler import (
+    Answer,
     ask_scheduler,
     parse_sacct,
     parse_squeue,
@@ -36,7 +37,7 @@ SACCT = """\
 
 def test_squeue_is_read():
     jobs = {job.job_id: job for job in parse_squeue(SQUEUE)}
-    assert sorted(jobs) == ["1", "2", "3", "4", "6", "8", "9"]
+    assert sorted(jobs) == ["1", "2", "3", "4_[0-3%2]", "6", "8", "9"]
     assert jobs["3"].waits and jobs["3"].start is None and jobs["3"].reason == "Dependency"
     assert jobs["1"].waits and jobs["1"].restarts == 1
     assert jobs["1"].start == datetime(2026, 11, 27, 8, 23, 26)
@@ -48,7 +49,7 @@ def test_squeue_is_read():
 def test_sacct_is_read():
     jobs = parse_sacct(SACCT)
     assert [(job.job_id, job.state, job.exit_code) for job in jobs] == [
-        ("1", "FAILED", "7:0"), ("3", "CANCELLED", "0:0"), ("4", "COMPLETED", "0:0"),
+        ("1", "FAILED", "7:0"), ("3", "CANCELLED", "0:0"), ("4_0", "COMPLETED", "0:0"),
     ]  # fmt: skip
 
 
@@ -83,6 +84,14 @@ def test_a_forgotten_job_is_looked_up_in_the_accounts(tools):
     ]  # fmt: skip
     tools("sacct", "echo 'Slurm accounting storage is disabled' >&2; exit 1")
     assert [job.job_id for job in ask_scheduler(["9", "1"]).jobs] == ["9"]
+
+
+def test_parts_of_an_array_are_found_by_its_number_or_their_own():
+    lines = [f"{name}|RUNNING|N/A|N/A|node1|0|0|None|" for name in ("12_10", "12_2", "7_2")]
+    answer = Answer(parse_squeue("\n".join(lines)))
+    assert [job.job_id for job in answer.of(["12_2"])] == ["12_2"]
+    assert [job.job_id for job in answer.of(["12", "7_2"])] == ["7_2", "12", "12"]
+    assert answer.of(["2"]) == []
 
 
 def test_an_unknown_job_is_no_failure_and_a_dead_controller_is(tools):
