@@ -12,9 +12,9 @@ from typing import Any, NoReturn
 from roberta_dist.config.load import run_sweep, run_verb
 from roberta_dist.config.roots import VERB_CONFIGS, LaunchConfig
 from roberta_dist.config.watch import Upload
+from roberta_dist.errors import INTERRUPTED
 from roberta_dist.runtime.leave import end_process
 
-INTERRUPTED = 130
 UNKNOWN_VERB = 2
 MULTIRUN = {"-m", "--multirun"}
 
@@ -52,7 +52,9 @@ def _run(verb: str, config: Any) -> int:
     match verb:
         case "prepare":
             from roberta_dist.corpus.prepare import prepare
+            from roberta_dist.runtime.parent import exit_with_parent
 
+            exit_with_parent()  # which is `launch prepare_first=…`, or nobody
             return prepare(config)
         case "launch":
             from roberta_dist.launcher.launch import launch

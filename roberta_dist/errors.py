@@ -6,6 +6,9 @@ The exit code of a verb is the `exit_code` of the error that ended it (DESIGN: 0
 
 from __future__ import annotations
 
+INTERRUPTED = 130
+"""Exit code of what a signal ended before it could save."""
+
 
 class RobertaDistError(Exception):
     """Base of every error raised for a user.

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from enum import Enum
 
 from roberta_dist.config.fields import free, group, require
-from roberta_dist.config.hosts import HostsConfig
+from roberta_dist.config.hosts import HostsConfig, Runner
+from roberta_dist.config.secrets import refuse_secret
 from roberta_dist.config.slurm import SlurmConfig
-
-SECRET = re.compile(r"(^|_)(TOKEN|SECRET|PASSWORD|CREDENTIALS?|API_KEY)(_|$)")
 
 
 class ClusterKind(str, Enum):
@@ -88,7 +86,8 @@ class ClusterConfig:
             "cluster=local is this one machine",
             "choose cluster=hostfile or cluster=slurm",
         )
-        for name in self.environment or ():
+        self._refuse_without_effect()
+        for name, value in (self.environment or {}).items():
             require(
                 name.isidentifier() and name.isascii(),
                 "cluster.environment",
@@ -96,10 +95,26 @@ class ClusterConfig:
                 "is no name of a variable",
                 "use letters, digits and underscores",
             )
+            refuse_secret("cluster.environment", name, value)
+
+    def _refuse_without_effect(self) -> None:
+        """What the chosen kind of launch would pass over in silence."""
+        slurm = self.kind is ClusterKind.slurm
+        pdsh = self.kind is ClusterKind.hostfile and self.hosts.runner is Runner.pdsh
+        for key, remedy in (
+            ("bind_cores", "on SLURM srun binds: give cluster.slurm.cpus_per_task"),
+            ("shrink", "a SLURM job requeues, or takes cluster.slurm.spare_nodes"),
+        ):
             require(
-                not SECRET.search(name),
-                "cluster.environment",
-                name,
-                "looks like a secret, which would be written into the run folder",
-                "export it in the shell that runs `launch`: the workers get it from there",
+                not (vars(self)[key] and (slurm or pdsh)),
+                f"cluster.{key}",
+                True,
+                "has no effect here",
+                remedy if slurm else "use cluster.hosts.runner=ssh",
             )
+        require(
+            self.nodes >= 1 or self.kind is ClusterKind.hostfile,
+            "cluster.nodes",
+            self.nodes,
+            "must be ≥ 1 (0, all of them, is for a hostfile)",
+        )

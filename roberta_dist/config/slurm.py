@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from roberta_dist.config.fields import free, group, require
+from roberta_dist.config.secrets import refuse_secrets_in_shell
 
 TIME = re.compile(r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}")
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -68,6 +69,9 @@ class PrepareJobsConfig:
     """Cores of a task; 0 leaves it to the cluster."""
     memory: str | None = free(None)
     """Memory of a node; null takes the cluster's default."""
+    extra: list[str] = free([])
+    """Further `#SBATCH` options, such as `--constraint=cpu`; those of the training, its `constraint`
+    and its `reservation` do not count here."""
     at_once: int = free(0)
     """Most tasks of a phase that run at the same time; 0 sets no limit."""
 
@@ -76,6 +80,14 @@ class PrepareJobsConfig:
         for key in ("cpus_per_task", "at_once"):
             value = vars(self)[key]
             require(value >= 0, f"cluster.slurm.prepare.{key}", value, "must be ≥ 0")
+        require_options("cluster.slurm.prepare.extra", self.extra)
+
+
+def require_options(key: str, options: list[str]) -> None:
+    """Raise ConfigError unless each is one option of sbatch, on one line."""
+    for text in options:
+        fine = OPTION.fullmatch(text) and not CONTROL.search(text)
+        require(bool(fine), key, repr(text), "is no option: write --name or --name=value")
 
 
 def require_time(key: str, value: str) -> None:
@@ -87,6 +99,19 @@ def require_time(key: str, value: str) -> None:
         "is no time limit",
         "write minutes, HH:MM:SS or D-HH:MM:SS",
     )
+
+
+def seconds_of(time: str) -> int:
+    """A time limit as SLURM writes it: minutes, M:S, H:M:S, D-H, D-H:M or D-H:M:S."""
+    days, dash, rest = time.rpartition("-")
+    numbers = [int(number) for number in rest.split(":")]
+    if dash:
+        hours, minutes, seconds = [*numbers, 0, 0][:3]
+    elif len(numbers) == 3:
+        hours, minutes, seconds = numbers
+    else:
+        hours, (minutes, seconds) = 0, [*numbers, 0][:2]
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
 @dataclass(frozen=True)
@@ -165,6 +190,16 @@ class SlurmConfig:
             value = vars(self)[key] or 0
             require(value >= 0, f"cluster.slurm.{key}", value, "must be ≥ 0")
         self._check_text()
+        for line in self.prologue:
+            refuse_secrets_in_shell("cluster.slurm.prologue", line)
+        require_options("cluster.slurm.extra", self.extra)
+        require(
+            self.signal_lead_s < seconds_of(self.time),
+            "cluster.slurm.signal_lead_s",
+            self.signal_lead_s,
+            f"the warning would come before the job begins: cluster.slurm.time={self.time}",
+            "give a shorter lead or a longer time",
+        )
         require(self.chain >= 1, "cluster.slurm.chain", self.chain, "must be ≥ 1")
         require(
             self.container is Container.none or bool(self.container_image),
@@ -192,7 +227,6 @@ class SlurmConfig:
                     "a line of a job script holds no line break or other control character",
                 )
         for key, form, rule in (
-            ("extra", OPTION, "is no option: write --name or --name=value"),
             ("exclude", NODES, "is no node: write node7 or node[1-4]"),
             ("container_mounts", MOUNT, "is no mount: write SOURCE:TARGET, without `,`"),
         ):

@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import Protocol
 
 from roberta_dist.config.cluster import ClusterConfig
-from roberta_dist.errors import HangError, LaunchError
+from roberta_dist.errors import INTERRUPTED, HangError, LaunchError
 from roberta_dist.launcher.processes import Interrupts
 from roberta_dist.launcher.restarts import Restarts
+from roberta_dist.launcher.run_files import attempts_by_age
 from roberta_dist.launcher.start import say
+from roberta_dist.runtime.files import atomic_write
 from roberta_dist.runtime.rundir import RunPaths, complete_steps
 
 POLL_S = 0.2
 GRACE_S = 10.0
 LAST_WORD_S = 5.0
-INTERRUPTED = 130
 
 
 class Workers(Protocol):
@@ -111,7 +112,7 @@ def run_attempts(
     """
     restarts, number = Restarts(cluster), 0
     while True:
-        before = complete_steps(paths.checkpoints)
+        before = _newest(paths)
         failure: LaunchError | None = None
         try:
             code, interrupted = attempt(number)
@@ -120,7 +121,7 @@ def run_attempts(
         broke = code in (LaunchError.exit_code, HangError.exit_code)
         delay = None
         if broke and not interrupted and not paths.stop.is_file():
-            delay = restarts.delay(progress=complete_steps(paths.checkpoints) != before)
+            delay = restarts.delay(progress=_newest(paths) > before)
         if delay is None:
             if failure is not None:
                 raise failure
@@ -128,8 +129,14 @@ def run_attempts(
         reason = failure.problem if failure else f"{paths.root}: a rank hung"
         say(f"{reason}; starting again in {delay:g} s")
         if not _wait(delay, paths.stop):
+            # for `status`: the run was stopped, whatever ended its last attempt
+            atomic_write(attempts_by_age(paths)[-1] / "exit_code", f"{INTERRUPTED}\n")
             return INTERRUPTED
         number += 1
+
+
+def _newest(paths: RunPaths) -> int:
+    return max(complete_steps(paths.checkpoints), default=-1)
 
 
 def _wait(seconds: float, stop: Path) -> bool:

@@ -75,7 +75,7 @@ def _world(config: PretrainConfig) -> tuple[list[int], int]:
     """(accelerators, workers) that the cluster asks for and this machine has."""
     if config.cluster.bind_cores:
         check_numactl()
-    devices = find_devices(os.environ)
+    devices = find_devices(_given(config))
     return devices, worker_count(config.cluster.workers_per_node, devices)
 
 
@@ -89,7 +89,7 @@ def _attempt(
     paths.requeue.unlink(missing_ok=True)
     port = config.cluster.master_port or free_port()
     command = _command(config, devices, workers, port, resolved)
-    extensions = extensions_folder(os.environ)
+    extensions = extensions_folder(_given(config))
     for lock in clear_stale_locks(extensions) if extensions else ():
         say(f"removed {lock}: left by a killed build")
     environ = _environment(config, attempt.name, workers, bool(devices))
@@ -117,17 +117,23 @@ def _environment(
     config: PretrainConfig, attempt: str, workers: int, accelerated: bool
 ) -> dict[str, str]:
     without = not accelerated and not Path("/dev/kfd").exists()
-    return worker_environment(
-        os.environ | (config.cluster.environment or {}),
+    environ = worker_environment(
+        _given(config),
         sys.executable,
         attempt,
         os.getpid(),
         config.cluster.threads_per_worker or max(1, available_cores() // workers),
-        extensions_folder(os.environ),
+        extensions_folder(_given(config)),
         without_accelerator=without,
         interface=config.cluster.interface,
         gloo_interface="lo" if without else None,
     )
+    return environ | (config.cluster.environment or {})
+
+
+def _given(config: PretrainConfig) -> dict[str, str]:
+    """Our environment with what was asked for."""
+    return os.environ | (config.cluster.environment or {})
 
 
 def run_group(command: list[str], environ: Mapping[str, str], told: Path) -> Ended:

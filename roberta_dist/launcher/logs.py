@@ -52,14 +52,16 @@ def find_log(paths: RunPaths, rank: str, attempt: str) -> Path | None:
     Args:
         paths: of the run.
         rank: a number, or `job`.
-        attempt: `newest`, a number, or the name of a folder below logs/.
+        attempt: `newest`, a number (of the newest job, on SLURM), or the name of a folder below logs/.
     """
     if rank == "job":
         written = [(path.stat().st_mtime, path) for path in (paths.root / "slurm").glob("*.out")]
         return max(written)[1] if written else None
     attempts = {path.name: path for path in attempts_by_age(paths)}
-    name = f"attempt_{int(attempt):03d}" if attempt.isascii() and attempt.isdigit() else attempt
-    folder = attempts.get(name)
+    folder = attempts.get(attempt)
+    if attempt.isascii() and attempt.isdigit():
+        ends = (f"attempt_{int(attempt):03d}", f".{int(attempt)}")
+        folder = next((p for n, p in reversed(attempts.items()) if n.endswith(ends)), None)
     if attempt == "newest" and attempts:
         folder = list(attempts.values())[-1]
     log = folder / f"rank_{int(rank)}.log" if folder else None

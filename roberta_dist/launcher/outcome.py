@@ -10,13 +10,14 @@ from contextlib import suppress
 from pathlib import Path
 
 from roberta_dist.config.roots import PretrainConfig
-from roberta_dist.errors import LaunchError, StorageError
-from roberta_dist.launcher.attempts import INTERRUPTED, Ended
+from roberta_dist.errors import INTERRUPTED, LaunchError, StorageError
+from roberta_dist.launcher.attempts import Ended
 from roberta_dist.launcher.start import say
 from roberta_dist.runtime.files import atomic_write
 from roberta_dist.runtime.rundir import RunPaths, is_done
 
-MEANINGS = {2: "configuration", 3: "data fault", 4: "non-finite numbers", 5: "hang"}
+MEANINGS = {2: "configuration", 3: "data fault or full disk", 4: "non-finite numbers", 5: "hang"}
+"""What workers say by their exit code."""
 
 
 def outcome(config: PretrainConfig, paths: RunPaths, attempt: Path, ended: Ended) -> int:
@@ -35,7 +36,7 @@ def outcome(config: PretrainConfig, paths: RunPaths, attempt: Path, ended: Ended
     if told in MEANINGS:
         say(f"{paths.root}: the workers stopped ({MEANINGS[told]}); see {attempt}")
         return told
-    if config.train.dry_run and ended.clean and told is None:
+    if config.train.dry_run and ended.clean and not ended.interrupted and told is None:
         return 0
     ending = INTERRUPTED if ended.interrupted else LaunchError.exit_code
     if told is None:

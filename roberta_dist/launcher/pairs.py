@@ -40,7 +40,10 @@ def rounds_of(nodes: Sequence[str]) -> list[list[Pair]]:
 
 
 def blame(nodes: Sequence[str], found: Mapping[str, Figures], limit: float) -> dict[str, str]:
-    """Nodes that are slow or mute in every pair, and why; the first one only if another is good.
+    """Nodes that are slow or mute in every pair, and why.
+
+    Where no pair is good the cause is common to all (a port that is closed, an adapter that nobody has, a
+    limit that the network cannot reach), and nobody is blamed; but of two nodes that are slow, the second.
 
     Args:
         nodes: all of them.
@@ -57,14 +60,16 @@ def blame(nodes: Sequence[str], found: Mapping[str, Figures], limit: float) -> d
         node for pair, figures in known.items() for node in pair
         if all(isinstance(figure, float) and figure >= limit for figure in figures)
     }  # fmt: skip
+    common = not good and (
+        len(known) > 1 or any(isinstance(f, str) for figures in known.values() for f in figures)
+    )
     told = {}
-    for node in nodes:
+    for node in nodes if not common else ():
         own = [
             f"with {other}: {figure if isinstance(figure, str) else f'{figure:.4g} MiB/s'}"
             for other, figure in found.get(node, {}).items()
             if frozenset((node, other)) in known
         ]
-        # where all pairs are bad nobody knows who is: the first node stays, to try with others
         if own and node not in good and (good or node != nodes[0]):
             told[node] = f"all-reduce {'; '.join(own)}; wanted {limit:g} MiB/s"
     return told

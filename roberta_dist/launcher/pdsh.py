@@ -28,7 +28,8 @@ from roberta_dist.launcher.start import record_launch, say, write_config
 from roberta_dist.runtime.files import atomic_write
 from roberta_dist.runtime.rundir import ATTEMPT_VARIABLE, RunPaths, next_attempt
 
-HARMLESS = re.compile(r"[A-Za-z0-9_@%+=:,./-]*")
+HARMLESS = re.compile(r"[A-Za-z0-9_@+=:,./-]*")
+"""For a shell and for pdsh, which replaces `%h` and its like."""
 ASK_S = 15.0
 
 
@@ -91,7 +92,13 @@ def exports(config: PretrainConfig, python: str, attempt: str) -> dict[str, str]
     if cluster.interface is not None:
         made["GLOO_SOCKET_IFNAME"] = made["NCCL_SOCKET_IFNAME"] = cluster.interface
     given = os.environ.get("PYTHONPATH", "")
-    paths = {"PYTHONPATH": given, "run_dir": config.run_dir, "working directory": os.getcwd()}
+    paths = {
+        "PYTHONPATH": given,
+        "run_dir": config.run_dir,
+        "working directory": os.getcwd(),
+        "worker script": str(worker_script()),
+        "cluster.hosts.python": python,
+    }
     for name, value in {**made, **paths}.items():
         if not HARMLESS.fullmatch(value):
             raise ConfigError(

@@ -24,7 +24,7 @@ from roberta_dist.config.roots import PretrainConfig
 from roberta_dist.config.slurm import FitConfig
 from roberta_dist.errors import ConfigError
 from roberta_dist.launcher.machine import find_devices, query_gpus
-from roberta_dist.launcher.meeting import Meeting, visit
+from roberta_dist.launcher.meeting import SPELL_S, Meeting, visit
 from roberta_dist.launcher.pairs import blame, measure_pairs, rounds_of
 from roberta_dist.runtime.files import atomic_write
 from roberta_dist.units import GIB, MIB
@@ -124,7 +124,7 @@ def main(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
         share = wanted.timeout_s / (len(rounds_of(nodes)) + 1)
         answer["pairs"] = measure_pairs(node, nodes, int(port), int(workers), share)
     print(f"{node}: {answer}", flush=True)
-    deadline = began + wanted.timeout_s
+    deadline = began + wanted.timeout_s + 2 * SPELL_S * len(nodes)
     if node != nodes[0]:
         visit(nodes[0], int(port), node, answer, deadline)
         return 0

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -92,7 +93,11 @@ class ProcessGroup:
         for process in members:
             with suppress(*GONE):
                 process.terminate()
-        psutil.wait_procs(members, timeout=grace_s)
+        # psutil would collect the leader, and its exit code would be lost
+        deadline = time.monotonic() + grace_s
+        psutil.wait_procs([p for p in members if p.pid != self.leader.pid], timeout=grace_s)
+        with suppress(subprocess.TimeoutExpired):
+            self.leader.wait(max(0.0, deadline - time.monotonic()))
         for process in {*members, *self.members()}:
             with suppress(*GONE):
                 process.kill()

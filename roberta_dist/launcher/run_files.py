@@ -145,7 +145,7 @@ def read_run_files(folder: Path) -> RunFiles:
         world_size=_read_json(paths.environment_json).get("world_size"),
         first_step=_first_step(paths),
         rows=_recent_rows(paths, values),
-        held_out=next(rows_backwards(paths.metrics, '"eval_loss"'), None),
+        held_out=_held_out(paths, values),
         checkpoint=_checkpoint(paths),
         damaged=sorted(path.name for path in paths.checkpoints.glob(f"{DAMAGED}*")),
         written=max(times, default=None),
@@ -185,6 +185,13 @@ def _recent_rows(paths: RunPaths, values: dict[str, Any]) -> list[Row]:
     wanted = max([RECENT_ROWS, *(n + 1 for n in every if isinstance(n, int))])
     rows = rows_backwards(paths.metrics, '"loss"')
     return list(islice(rows, min(wanted, MOST_ROWS)))
+
+
+def _held_out(paths: RunPaths, values: dict[str, Any]) -> Row | None:
+    """The newest evaluation; a run that makes none is not searched for one."""
+    if values and not values.get("evaluate", {}).get("every_steps"):
+        return None
+    return next(rows_backwards(paths.metrics, '"eval_loss"'), None)
 
 
 def _first_step(paths: RunPaths) -> int:

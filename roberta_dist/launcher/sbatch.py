@@ -46,6 +46,7 @@ def render(config: PretrainConfig, job: Job, template: str) -> str:
     conditions = {
         "prologue": bool(slurm.prologue),
         "preflight": slurm.preflight,
+        "dry_run": config.train.dry_run,
         "deepspeed": slurm.transport is Transport.deepspeed,
     }
     lines = _filled(template.splitlines(), parts, conditions)
@@ -70,10 +71,16 @@ def _filled(
             yield from (indent + text for text in parts[name])
 
 
-def directives(config: PretrainConfig, job: Job) -> list[str]:
-    """The `#SBATCH` lines."""
+def directives(config: PretrainConfig, job: Job, log_name: str = "%j") -> list[str]:
+    """The `#SBATCH` lines.
+
+    Args:
+        config: the run.
+        job: what the launcher found out.
+        log_name: in SLURM's words, without `.out`; `%A_%a` for the parts of an array.
+    """
     cluster, slurm = config.cluster, config.cluster.slurm
-    log = check_path(config.run_dir).replace("%", "%%") + "/slurm/%j.out"
+    log = check_path(config.run_dir).replace("%", "%%") + f"/slurm/{log_name}.out"
     gpus = f"{slurm.gpu_type}:{job.gpus}" if slurm.gpu_type else str(job.gpus)
     options = {
         "job-name": slurm.job_name or CONTROL.sub("_", Path(config.run_dir).name),
@@ -135,6 +142,7 @@ def _settings(config: PretrainConfig, job: Job) -> list[str]:
         "max_steps": config.schedule.max_steps,
         "requeues": 0 if config.train.dry_run else cluster.slurm.requeues,
         "master_port": cluster.master_port or "",
+        "excluded": ",".join(cluster.slurm.exclude),
     }
     return [f"{name}={shlex.quote(str(v)) if v != '' else ''}" for name, v in values.items()]
 

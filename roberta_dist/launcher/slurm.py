@@ -3,43 +3,54 @@ script's: launch/train.sbatch."""
 
 from __future__ import annotations
 
-import json
 import os
-import shlex
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from roberta_dist.config.cluster import ClusterKind
+from roberta_dist.config.quoting import quote_override
 from roberta_dist.config.roots import PretrainConfig
 from roberta_dist.config.slurm import Container
-from roberta_dist.errors import ConfigError
 from roberta_dist.launcher.corpus_jobs import corpus_jobs
 from roberta_dist.launcher.machine import extensions_folder, template_file
 from roberta_dist.launcher.sbatch import check_path, render
 from roberta_dist.launcher.start import record_launch, say, write_config
 from roberta_dist.launcher.steps import Job
-from roberta_dist.launcher.submit import call, submit, test_only, workers_and_gpus
-from roberta_dist.runtime.files import atomic_write
+from roberta_dist.launcher.submit import Submission, test_only, workers_and_gpus
+from roberta_dist.runtime.files import atomic_write, storage_errors
+from roberta_dist.runtime.remote_path import is_remote
 from roberta_dist.runtime.rundir import RunPaths, next_folder, numbered
 
 
 def describe_slurm(run: PretrainConfig, prepare_first: Sequence[str]) -> str:
-    """The scripts that `launch_slurm` would submit; what SLURM says of them goes to standard error.
+    """The scripts that `launch_slurm` would submit.
+
+    Raises:
+        ConfigError, LaunchError: one cannot be written.
+    """
+    return "\n".join(script for script, _ in _scripts(run, prepare_first)).rstrip("\n")
+
+
+def check_slurm(run: PretrainConfig, prepare_first: Sequence[str]) -> None:
+    """Have SLURM, where there is one, look at the scripts without submitting them, and say its answer.
 
     Raises:
         ConfigError, LaunchError: as `launch_slurm`.
     """
+    if shutil.which("sbatch"):
+        answers = [test_only(script, *options) for script, options in _scripts(run, prepare_first)]
+        say(answers[-1])
+
+
+def _scripts(run: PretrainConfig, prepare_first: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """(script, options of sbatch) of every job, as they would be submitted."""
     paths, template = paths_and_template(run)
     job = job_of(run, numbered(paths.slurm, "submit_"))
     before = corpus_jobs(run, prepare_first, job) if prepare_first else []
-    script = render(run, job, template)
-    if shutil.which("sbatch"):
-        for corpus_job in before:
-            test_only(corpus_job.script, *corpus_job.options)
-        say(test_only(script))
-    return "\n".join([*(made.script for made in before), script]).rstrip("\n")
+    made = [(corpus_job.script, corpus_job.options) for corpus_job in before]
+    return [*made, (render(run, job, template), [])]
 
 
 def launch_slurm(run: PretrainConfig, prepare_first: Sequence[str]) -> int:
@@ -53,31 +64,61 @@ def launch_slurm(run: PretrainConfig, prepare_first: Sequence[str]) -> int:
         0 once SLURM has the jobs.
 
     Raises:
-        ConfigError: SLURM refuses a job, or one of this run is in its queue already.
+        ConfigError: SLURM refuses a job.
         StorageError: the run folder cannot be written.
         LaunchError: SLURM's commands are missing or do not work.
     """
     paths, template = paths_and_template(run)
-    refuse_second_job(paths)
-    trial = job_of(run, numbered(paths.slurm, "submit_"))
-    before = corpus_jobs(run, prepare_first, trial) if prepare_first else []
-    for corpus_job in before:
-        test_only(corpus_job.script, *corpus_job.options)
-    test_only(render(run, trial, template))
+    for script, options in _scripts(run, prepare_first):
+        test_only(script, *options)
+    make_mounted(run)
     submission = write_submission(run, paths, template)
-    last: list[str] = []
-    for corpus_job in before:
-        path = submission / f"{corpus_job.name}.sbatch"
-        atomic_write(path, corpus_job.script)
-        last = after(
-            "afterok", _submit_as(paths, corpus_job.name, path, *corpus_job.options, *last)
-        )
-    for _ in range(run.cluster.slurm.chain):
-        last = after("afterany", _submit_as(paths, "train", submission / "submit.sbatch", *last))
-    name = shlex.quote(f"run_dir={paths.root}")
-    say(f"  look:  roberta-dist status {name}; roberta-dist logs {name}")
-    say(f"  stop:  roberta-dist stop {name} saves first; launch again goes on from there")
+    before = corpus_jobs(run, prepare_first, job_of(run, submission)) if prepare_first else []
+    with Submission() as submitted:
+        made: list[str] = []
+        for corpus_job in before:
+            path = submission / f"{corpus_job.name}.sbatch"
+            atomic_write(path, corpus_job.script)
+            waits = dependency(ok=made[-1:])
+            made.append(submitted.add(path, *corpus_job.options, *waits))
+            name = corpus_job.log_name.replace("%A", made[-1]).replace("%a", "*")
+            _record(paths, made[-1], corpus_job.name, name.replace("%j", made[-1]))
+        chain: list[str] = []
+        for _ in range(jobs_in_chain(run)):
+            # the corpus is asked for by each: one whose predecessor was cancelled would start without
+            waits = dependency(ok=made[-1:], ended=chain[-1:])
+            chain.append(submitted.add(submission / "submit.sbatch", *waits))
+            _record(paths, chain[-1], "train", chain[-1])
+        write_chain(submission, chain)
+    word = quote_override("run_dir", str(paths.root))
+    say(f"  look:  roberta-dist status {word}; roberta-dist logs {word}")
+    say(f"  stop:  roberta-dist stop {word} saves first; launch again goes on from there")
     return 0
+
+
+def jobs_in_chain(run: PretrainConfig) -> int:
+    """Jobs that train, one after the other; a trial is one."""
+    return 1 if run.train.dry_run else run.cluster.slurm.chain
+
+
+def write_chain(submission: Path, jobs: Sequence[str]) -> None:
+    """Tell the job script which jobs it may call off when there is nothing left for them to do."""
+    if len(jobs) > 1:
+        atomic_write(submission / "chain", "".join(f"{job}\n" for job in jobs))
+
+
+def make_mounted(run: PretrainConfig) -> None:
+    """Make the folders that a container mounts and nothing else would make before.
+
+    Raises:
+        StorageError: one cannot be made.
+    """
+    if run.cluster.slurm.container is Container.none:
+        return
+    for path in (*run.data.locations.values(), run.data.cache_dir):
+        if path and not is_remote(path):
+            with storage_errors(Path(path)):
+                Path(path).mkdir(parents=True, exist_ok=True)
 
 
 def write_submission(run: PretrainConfig, paths: RunPaths, template: str) -> Path:
@@ -96,18 +137,16 @@ def write_submission(run: PretrainConfig, paths: RunPaths, template: str) -> Pat
     return submission
 
 
-def after(how: str, job: str) -> list[str]:
-    """Options of a job that waits for another, and does not wait for ever if that one failed."""
-    return [f"--dependency={how}:{job}", "--kill-on-invalid-dep=yes"]
+def dependency(ok: Sequence[str] = (), ended: Sequence[str] = ()) -> list[str]:
+    """Options of a job that waits for others, and does not wait for ever if one of `ok` failed."""
+    parts = [*(f"afterok:{job}" for job in ok), *(f"afterany:{job}" for job in ended)]
+    return [f"--dependency={','.join(parts)}", "--kill-on-invalid-dep=yes"] if parts else []
 
 
-def _submit_as(paths: RunPaths, role: str, script: Path, *options: str) -> str:
-    """Submit and record a job; its id."""
-    job = submit(script, *options)
-    log = paths.slurm / f"{job}.out"
-    record_launch(paths, ClusterKind.slurm, job_id=job, role=role, log=str(log))
+def _record(paths: RunPaths, job: str, role: str, log_name: str) -> None:
+    log = paths.slurm / f"{log_name}.out"
+    record_launch(paths, ClusterKind.slurm, job_id=job, role=role)
     say(f"{paths.root}: job {job} ({role}), log {log}")
-    return job
 
 
 def paths_and_template(run: PretrainConfig) -> tuple[RunPaths, str]:
@@ -136,25 +175,3 @@ def job_of(run: PretrainConfig, submission: Path) -> Job:
         python=slurm.python or (sys.executable if own else "python3"),
         extensions=extensions_folder(os.environ) if own else None,
     )
-
-
-def refuse_second_job(paths: RunPaths) -> None:
-    """Two jobs would write one run folder.
-
-    Raises:
-        ConfigError: a job of the newest launch waits or runs.
-    """
-    if not paths.jobs.is_file():
-        return
-    lines = [json.loads(line) for line in paths.jobs.read_text().splitlines()]
-    last = [(line["host"], line["pid"]) for line in lines[-1:]]
-    for line in lines:
-        if "job_id" not in line or (line["host"], line["pid"]) not in last:
-            continue
-        job = line["job_id"]
-        done = call(["squeue", "-h", "-j", job, "-o", "%T"])
-        if done.returncode == 0 and done.stdout.strip():  # a job long gone is an error to squeue
-            raise ConfigError(
-                f"{paths.root}: job {job} of this run is {done.stdout.strip()}",
-                f"wait for it, or `roberta-dist stop run_dir={paths.root}` first",
-            )

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from enum import Enum
 
 from roberta_dist.config.cluster import ClusterKind
-from roberta_dist.errors import LaunchError
+from roberta_dist.errors import INTERRUPTED, LaunchError
+from roberta_dist.launcher.outcome import MEANINGS
 from roberta_dist.launcher.records import Launch
 from roberta_dist.launcher.run_files import RunFiles
 from roberta_dist.launcher.scheduler import Answer, Job
@@ -14,13 +15,9 @@ from roberta_dist.units import human_duration
 
 FRESH_S = 120.0
 """Files younger than this are those of a run that goes on, where nobody else can be asked."""
-INTERRUPTED = 130
-MEANINGS = {
+ENDINGS = {
     1: "an error that nobody foresaw",
-    2: "configuration",
-    3: "data fault or full disk",
-    4: "non-finite numbers",
-    5: "hang",
+    **MEANINGS,
     LaunchError.exit_code: "the workers ended without a word",
 }
 """Exit code that an attempt left → what it says."""
@@ -123,12 +120,14 @@ def _ended(files: RunFiles, jobs: list[Job]) -> tuple[State, str] | None:
     if told == INTERRUPTED:
         return State.stopped, f"at once; {_way_on(files)}"
     if told is not None:
-        return State.failed, f"exit code {told}: {MEANINGS.get(told, 'unknown')}; {_way_on(files)}"
+        return State.failed, f"exit code {told}: {ENDINGS.get(told, 'unknown')}; {_way_on(files)}"
     # of a chain, the first that went wrong says why
     if jobs and (bad := [job for job in jobs if job.state != "COMPLETED"]):
         job, name = bad[0], _name(bad[0], files)
         if job.state.startswith("CANCELLED"):
             return State.stopped, f"{name} was cancelled; {_way_on(files)}"
+        if files.asked_to_stop is not None:  # and this is how a job that had not begun ends then
+            return State.stopped, f"before {name} began; {_way_on(files)}"
         words = [f"{name} {job.state}", job.exit_code, job.reason]
         return State.failed, f"{' '.join(word for word in words if word)}; {_way_on(files)}"
     return None
@@ -152,6 +151,8 @@ def _unseen(files: RunFiles, launch: Launch | None, problem: str, now: float) ->
         return State.unknown, f"{problem}; {silent}"
     if launch is None:
         return State.lost, f"no worker on this machine; {silent}; {_way_on(files)}"
+    if files.asked_to_stop is not None:  # since that launch, which took an older STOP away
+        return State.stopped, f"before its workers could save; {_way_on(files)}"
     gone = f"job {launch.job_id}" if launch.job_id else f"launcher {launch.pid}"
     return State.lost, f"{gone} is gone without DONE or REQUEUE; {silent}; {_way_on(files)}"
 

@@ -67,7 +67,9 @@ def write_config(config: PretrainConfig, paths: RunPaths, attempt: Path) -> Path
 
 
 def record_launch(paths: RunPaths, kind: ClusterKind, **job: str) -> None:
-    """Append a line to RUN/jobs.jsonl, which `status` and `stop` read; an earlier STOP is over.
+    """Append a line to RUN/jobs.jsonl, which `status` and `stop` read.
+
+    An earlier STOP is over, but for jobs: theirs is taken away before the first is submitted.
 
     Args:
         paths: of the run.
@@ -86,7 +88,8 @@ def record_launch(paths: RunPaths, kind: ClusterKind, **job: str) -> None:
     }
     with storage_errors(paths.jobs):
         paths.root.mkdir(parents=True, exist_ok=True)
-        paths.stop.unlink(missing_ok=True)
+        if not job:
+            paths.stop.unlink(missing_ok=True)
         with open(paths.jobs, "a", encoding="utf-8") as log:
             log.write(json.dumps(line) + "\n")
 

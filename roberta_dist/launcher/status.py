@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -16,7 +17,8 @@ from roberta_dist.launcher.run_files import RunFiles, is_run, read_run_files
 from roberta_dist.launcher.scheduler import Answer, ask_scheduler
 from roberta_dist.launcher.standing import Surroundings, judge
 from roberta_dist.launcher.status_text import Report, as_json, as_page, as_table
-from roberta_dist.launcher.workers import Worker, find_workers
+from roberta_dist.launcher.workers import Worker, find_workers, workers_of
+from roberta_dist.runtime.rundir import RunPaths
 
 
 def status(config: StatusConfig) -> int:
@@ -55,6 +57,27 @@ def look(folders: Sequence[Path]) -> list[Report]:
         )
         for files in runs
     ]
+
+
+def going_on(paths: RunPaths) -> list[str]:
+    """What proves that a run goes on: its jobs, a launcher or workers on this machine.
+
+    Files that were written a moment ago prove nothing.
+    """
+    if not is_run(paths.root):
+        return []
+    files = read_run_files(paths.root)
+    jobs = ask_scheduler(list(files.roles)).of(files.roles)
+    proofs = [
+        f"job {job.job_id} of this run is {job.state}" for job in jobs if job.waits or job.goes_on
+    ]
+    for launch in files.launches:
+        launcher = None if launch.job_id else living_launcher(launch)
+        if launcher is not None and launcher.pid != os.getpid():
+            proofs.append(f"a launch of this run goes on, process {launcher.pid}")
+    workers = workers_of(paths.root).values()
+    proofs += [f"a worker of this run goes on, process {process.pid}" for process in workers]
+    return list(dict.fromkeys(proofs))
 
 
 def around(files: RunFiles, workers: Sequence[Worker], answer: Answer) -> Surroundings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +29,9 @@ class Job:
     """Folder of extensions that torch builds; None leaves torch's default."""
 
 
-def _srun(config: PretrainConfig, job: Job, *, nodes: int, per_node: int) -> list[str]:
+def _srun(
+    config: PretrainConfig, job: Job, *, nodes: int, per_node: int, further: Sequence[str] = ()
+) -> list[str]:
     """srun and what both steps tell it."""
     slurm = config.cluster.slurm
     size = f"srun --nodes={nodes} --ntasks={nodes * per_node} --ntasks-per-node={per_node}"
@@ -37,46 +40,53 @@ def _srun(config: PretrainConfig, job: Job, *, nodes: int, per_node: int) -> lis
     size += f" --cpus-per-task={cores}" if cores else " --cpu-bind=none"
     lines = [size]
     if slurm.container is Container.pyxis:
-        mounts = ",".join(container_mounts(config))
+        mounts = ",".join(container_mounts(config, further))
         lines.append(shlex.join([f"--container-image={slurm.container_image}"]))
         lines.append(shlex.join([f"--container-mounts={mounts}"]))
     return lines
 
 
-def container_mounts(config: PretrainConfig) -> list[str]:
-    """`SOURCE:TARGET` of every folder that the workers need to see, and of those asked for.
+def container_mounts(config: PretrainConfig, further: Sequence[str] = ()) -> list[str]:
+    """`SOURCE:TARGET` of every folder that a step needs to see, and of those asked for.
+
+    Args:
+        config: the run.
+        further: paths beside the run folder and the corpora.
 
     Raises:
-        ConfigError: a path holds what separates mounts.
+        ConfigError: a path holds what separates mounts; pyxis takes no blanks either (pyxis #133).
     """
     data = config.data
-    paths = [config.run_dir, *data.locations.values(), data.cache_dir, config.init]
+    paths = [config.run_dir, *data.locations.values(), data.cache_dir, config.init, *further]
     local = dict.fromkeys(path for path in paths if path and not is_remote(path))
+    blanks = " \t" if config.cluster.slurm.container is Container.pyxis else ""
     for path in local:
-        if set(path) & set(",:") or CONTROL.search(path):
+        if set(path) & set(f",:{blanks}") or CONTROL.search(path):
             raise ConfigError(
-                f"{path!r} cannot be mounted into a container: it holds `,`, `:` or a line break",
+                f"{path!r} cannot be mounted into a container: it holds `,`, `:`, a line break or, "
+                "for pyxis, a blank",
                 "rename the folder, or mount one above it by cluster.slurm.container_mounts",
             )
     return [*(f"{path}:{path}" for path in local), *config.cluster.slurm.container_mounts]
 
 
-def _inside(config: PretrainConfig, job: Job) -> list[str]:
+def _inside(config: PretrainConfig, job: Job, further: Sequence[str] = ()) -> list[str]:
     """Words that start a command inside the container, where srun itself does not."""
     slurm = config.cluster.slurm
     if slurm.container is not Container.apptainer:
         return []
     words = ["apptainer", "exec", *(["--nv"] if job.gpus else [])]
-    words += [f"--bind={mount}" for mount in container_mounts(config)]
+    words += [f"--bind={mount}" for mount in container_mounts(config, further)]
     return [shlex.join([*words, str(slurm.container_image)])]
 
 
 def preflight_step(config: PretrainConfig, job: Job) -> list[str]:
     """Words of the step that looks at every node."""
     slurm = config.cluster.slurm
-    minutes = int(slurm.fit.timeout_s // 60) + 3
+    nodes = config.cluster.nodes + slurm.spare_nodes
+    minutes = int((slurm.fit.timeout_s + nodes) // 60) + 3  # a node's turn takes half a second
     return [
-        *_srun(config, job, nodes=config.cluster.nodes + slurm.spare_nodes, per_node=1),
+        *_srun(config, job, nodes=nodes, per_node=1),
         f"--kill-on-bad-exit=0 --time={minutes}" + ' --output="${logs//%/%%}/preflight.out"',
         *_inside(config, job),
         f"{shlex.quote(job.python)} -u -m roberta_dist.launcher.preflight",
@@ -84,9 +94,12 @@ def preflight_step(config: PretrainConfig, job: Job) -> list[str]:
     ]
 
 
-def command_step(config: PretrainConfig, job: Job) -> list[str]:
-    """Words before a command that one task of one node runs."""
-    return [*_srun(config, job, nodes=1, per_node=1), *_inside(config, job)]
+def command_step(config: PretrainConfig, job: Job, further: Sequence[str]) -> list[str]:
+    """Words before a command that one task of one node runs and that needs to see `further` paths."""
+    return [
+        *_srun(config, job, nodes=1, per_node=1, further=further),
+        *_inside(config, job, further),
+    ]
 
 
 def workers_step(config: PretrainConfig, job: Job) -> list[str]:

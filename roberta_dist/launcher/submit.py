@@ -8,9 +8,11 @@ import shutil
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
+from types import TracebackType
 
 from roberta_dist.config.roots import PretrainConfig
 from roberta_dist.errors import ConfigError, LaunchError
+from roberta_dist.launcher.start import say
 
 GPUS = re.compile(r"\bgpu(?::[^:(),]+)?:(\d+)")
 
@@ -53,10 +55,49 @@ def gpu_counts(told: str, default_only: bool) -> set[int]:
     return counts
 
 
+UNREACHABLE = "Unable to contact slurm controller"
+
+
+class Submission:
+    """Jobs of one command: all of them are submitted, or none stays in the queue."""
+
+    def __init__(self) -> None:
+        self._jobs: list[str] = []
+
+    def __enter__(self) -> Submission:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is not None and self._jobs:
+            call(["scancel", *self._jobs])
+            say(f"jobs {', '.join(self._jobs)} were taken back")
+
+    def add(self, script: Path, *options: str) -> str:
+        """Submit a script; the job's id.
+
+        Raises:
+            LaunchError: SLURM does not take it.
+        """
+        self._jobs.append(submit(script, *options))
+        return self._jobs[-1]
+
+
 def test_only(script: str, *options: str) -> str:
-    """SLURM's answer to the script, without submitting it."""
+    """SLURM's answer to the script, without submitting it.
+
+    Raises:
+        ConfigError: it refuses the job.
+        LaunchError: it does not answer.
+    """
     done = call(["sbatch", "--test-only", *options], script)
     answer = done.stderr.strip()
+    if UNREACHABLE in answer:
+        raise LaunchError(f"sbatch: {answer}", "see whether the cluster answers (`sinfo`)")
     if done.returncode:
         raise ConfigError(
             f"SLURM refuses the job: {answer}",
@@ -81,7 +122,7 @@ def _slurm(*command: str) -> str:
 
 
 def call(command: list[str], text: str | None = None) -> subprocess.CompletedProcess[str]:
-    """The one place that starts SLURM's commands."""
+    """The one place that submits."""
     if not shutil.which(command[0]):
         raise LaunchError(
             f"{command[0]} is not on PATH",

@@ -11,25 +11,27 @@ from os.path import commonpath
 from pathlib import Path
 
 from roberta_dist.config.cluster import ClusterKind
+from roberta_dist.config.quoting import quote_override
 from roberta_dist.config.roots import LaunchConfig, PretrainConfig
-from roberta_dist.errors import ConfigError, RobertaDistError
+from roberta_dist.errors import INTERRUPTED, ConfigError, RobertaDistError
 from roberta_dist.launcher.launch import launch, ready
 from roberta_dist.launcher.sbatch import directives
 from roberta_dist.launcher.slurm import (
-    after,
+    dependency,
     job_of,
+    jobs_in_chain,
     launch_slurm,
+    make_mounted,
     paths_and_template,
-    refuse_second_job,
+    write_chain,
     write_submission,
 )
 from roberta_dist.launcher.start import record_launch, say
-from roberta_dist.launcher.submit import submit, test_only
+from roberta_dist.launcher.submit import Submission, test_only
 from roberta_dist.runtime.files import atomic_write
 from roberta_dist.runtime.rundir import RunPaths, is_done, next_folder, numbered
 
 UNSAFE = re.compile(r"[^\w.,=+@-]+")
-INTERRUPTED = 130
 
 
 def launch_sweep(members: Mapping[str, LaunchConfig]) -> int:
@@ -60,7 +62,10 @@ def launch_sweep(members: Mapping[str, LaunchConfig]) -> int:
         return _one_by_one([config for config, _ in runs])
     arrays = alike([run for _, run in runs])
     if any(config.dry_run for config, _ in runs):
-        print("\n".join(describe_array(array) for array in arrays))
+        trials = [_trial(array) for array in arrays]
+        print("\n".join(f"# sbatch {' '.join(t.options)}\n{t.script}" for t in trials), flush=True)
+        for trial in trials if shutil.which("sbatch") else ():
+            say(test_only(trial.script, *trial.options))
         return 0
     for array in arrays:
         if len(array) == 1:
@@ -164,36 +169,31 @@ def array_of(runs: Sequence[PretrainConfig], scripts: Sequence[Path]) -> Array:
     return Array(folder, "\n".join(lines) + "\n", [f"--array=0-{len(runs) - 1}{limit}"])
 
 
-def describe_array(runs: Sequence[PretrainConfig]) -> str:
-    """The script of the array; what SLURM says of it goes to standard error."""
+def _trial(runs: Sequence[PretrainConfig]) -> Array:
+    """The array as it would be submitted."""
     folders = [numbered(RunPaths(Path(run.run_dir)).slurm, "submit_") for run in runs]
-    array = array_of(runs, [folder / "submit.sbatch" for folder in folders])
-    if shutil.which("sbatch"):
-        say(test_only(array.script, *array.options))
-    return f"# sbatch {' '.join(array.options)}\n{array.script}"
+    return array_of(runs, [folder / "submit.sbatch" for folder in folders])
 
 
 def _submit_array(runs: Sequence[PretrainConfig]) -> None:
     found = [paths_and_template(run) for run in runs]
-    for paths, _ in found:
-        refuse_second_job(paths)
-    trial = array_of(runs, [paths.submit for paths, _ in found])
+    trial = _trial(runs)
     test_only(trial.script, *trial.options)
-    scripts = [
-        write_submission(run, paths, template) / "submit.sbatch"
-        for run, (paths, template) in zip(runs, found, strict=True)
-    ]
-    array = array_of(runs, scripts)
+    submissions = []
+    for run, (paths, template) in zip(runs, found, strict=True):
+        make_mounted(run)
+        submissions.append(write_submission(run, paths, template))
+    array = array_of(runs, [submission / "submit.sbatch" for submission in submissions])
     script = next_folder(array.folder / "slurm", "sweep_") / "sweep.sbatch"
     atomic_write(script, array.script)
-    last: list[str] = []
-    for _ in range(runs[0].cluster.slurm.chain):
-        job = submit(script, *array.options, *last)
-        last = after("afterany", job)
-        for part, (paths, _) in enumerate(found):
-            own = f"{job}_{part}"
-            log = str(paths.slurm / f"{own}.out")
-            record_launch(paths, ClusterKind.slurm, job_id=own, role="train", log=log)
-            say(f"{paths.root}: job {own}, log {log}")
-    name = shlex.quote(f"run_dirs=[{array.folder}/*]")
-    say(f"  look:  roberta-dist status {name}")
+    with Submission() as submitted:
+        jobs: list[str] = []
+        for _ in range(jobs_in_chain(runs[0])):
+            jobs.append(submitted.add(script, *array.options, *dependency(ended=jobs[-1:])))
+            for part, (paths, _) in enumerate(found):
+                own = f"{jobs[-1]}_{part}"
+                record_launch(paths, ClusterKind.slurm, job_id=own, role="train")
+                say(f"{paths.root}: job {own}, log {paths.slurm / own}.out")
+        for part, submission in enumerate(submissions):
+            write_chain(submission, [f"{job}_{part}" for job in jobs])
+    say(f"  look:  roberta-dist status {quote_override('run_dirs', [f'{array.folder}/*'])}")

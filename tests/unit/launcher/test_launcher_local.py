@@ -2,7 +2,11 @@ from __future__ import annotations
 
 import base64
 import json
+import os
+import socket
+import subprocess
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +21,7 @@ from roberta_dist.errors import ConfigError, LaunchError, StorageError
 from roberta_dist.launcher import local
 from roberta_dist.launcher.attempts import Ended
 from roberta_dist.launcher.launch import launch
+from roberta_dist.launcher.processes import ProcessGroup
 from roberta_dist.launcher.start import with_absolute_paths
 from roberta_dist.runtime.rundir import RunPaths
 
@@ -189,3 +194,97 @@ def test_nothing_is_started_again_after_stop(config, monkeypatch):
     threading.Timer(1.5, paths.stop.touch).start()  # `launch` takes the old one away first
     assert launch(again) == 130
     assert len(started) == 2
+    # asked for between two attempts: `status` and `stop` say so, whatever ended the last
+    assert (paths.logs / "attempt_001" / "exit_code").read_text() == "130\n"
+
+
+def test_a_damaged_checkpoint_that_is_put_aside_is_no_progress(config, monkeypatch):
+    paths, started = RunPaths(Path(config.run_dir)), []
+    folder = paths.checkpoints / "step_00000005"
+
+    def run_group(command, environ, told):
+        started.append(command)
+        if len(started) == 1:
+            folder.mkdir(parents=True)
+            (folder / "COMPLETE").touch()
+        elif folder.exists():
+            folder.rename(paths.checkpoints / "damaged_step_00000005")
+        return ended(1)
+
+    monkeypatch.setattr(local, "run_group", run_group)
+    with pytest.raises(LaunchError):
+        launch(replace(config, cluster=replace(config.cluster, restarts=1, restart_delay_s=0)))
+    assert len(started) == 2
+
+
+def test_a_run_that_goes_on_is_not_launched_again(config, monkeypatch):
+    monkeypatch.setattr(local, "run_group", lambda *given: pytest.fail("started"))
+    paths = RunPaths(Path(config.run_dir))
+    with subprocess.Popen(["sleep", "60"]) as other:
+        try:
+            for launcher in (other.pid, 4_999_999):  # the newest line need not be the living one
+                line = {
+                    "time": time.time(),
+                    "kind": "local",
+                    "host": socket.gethostname(),
+                    "pid": launcher,
+                }
+                paths.root.mkdir(exist_ok=True)
+                with open(paths.jobs, "a") as jobs:
+                    jobs.write(json.dumps(line) + "\n")
+            with pytest.raises(
+                ConfigError, match=f"a launch of this run goes on, process {other.pid}"
+            ):
+                launch(config)
+            assert launch(replace(config, dry_run=True)) == 0
+        finally:
+            other.kill()
+    with open(paths.jobs, "a") as jobs:
+        jobs.write('{"time": 1')  # a kill left half a line
+    monkeypatch.setattr(local, "run_group", lambda *given: ended(1))
+    with pytest.raises(LaunchError):
+        launch(config)
+
+
+def test_what_was_asked_for_by_name_wins(config, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        local, "run_group", lambda command, environ, told: seen.append(environ) or ended(1)
+    )
+    asked = {"OMP_NUM_THREADS": "7", "TORCH_EXTENSIONS_DIR": "/mine", "DS_ACCELERATOR": "cpu"}
+    monkeypatch.setattr(
+        local, "find_devices", lambda environ: [0] if environ.get("DS_ACCELERATOR") != "cpu" else []
+    )
+    with pytest.raises(LaunchError):
+        launch(replace(config, cluster=replace(config.cluster, environment=asked)))
+    assert {name: seen[0][name] for name in asked} == asked
+
+
+def test_a_trial_that_was_interrupted_did_not_go_well(config, monkeypatch):
+    monkeypatch.setattr(local, "run_group", lambda *given: ended(0, interrupted=True))
+    assert launch(replace(config, train=replace(config.train, dry_run=True))) == 130
+
+
+def test_the_launchers_exit_code_outlives_its_end():
+    group = ProcessGroup(["sleep", "60"], os.environ)
+    assert group.end(10.0) == 1
+    assert group.leader.returncode == -15 and not group.clean
+    stubborn = ProcessGroup(
+        ["bash", "-c", "trap '' TERM; echo; sleep 60; sleep 60"],
+        os.environ,
+        output=subprocess.DEVNULL,
+    )
+    time.sleep(0.3)
+    began = time.monotonic()
+    stubborn.end(0.5)
+    assert stubborn.leader.returncode == -9 and time.monotonic() - began < 5
+
+
+def test_what_is_to_be_prepared_is_composed_before_and_shown(config, capsys):
+    with pytest.raises(ConfigError, match="prepare"):
+        launch(replace(config, dry_run=True, prepare_first=["corpus=nonsense"]))
+    words = ["corpus=text", "corpus.paths=[/a b]", "prepare.tasks=32"]
+    assert launch(replace(config, dry_run=True, prepare_first=words)) == 0
+    shown = capsys.readouterr().out.splitlines()[0]
+    assert shown.startswith("first: roberta-dist prepare corpus=text 'corpus.paths=[/a b]' output=")
+    assert "prepare.tasks" not in shown

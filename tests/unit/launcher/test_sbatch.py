@@ -1,13 +1,10 @@
-"""The job script: read by an engineer (golden file), by bash, and by a bash that is attacked.
+"""The job script: read by an engineer (golden file), and what it refuses to hold.
 
 tests/golden/submit_16x8_h100.sbatch is written anew by `python tests/unit/launcher/test_sbatch.py`.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import stat
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +13,7 @@ import pytest
 
 from roberta_dist.config.load import compose
 from roberta_dist.config.roots import LaunchConfig, PretrainConfig
-from roberta_dist.config.slurm import SlurmConfig
+from roberta_dist.config.slurm import PrepareJobsConfig, SlurmConfig
 from roberta_dist.errors import ConfigError
 from roberta_dist.launcher.sbatch import directives, render
 from roberta_dist.launcher.steps import Job, container_mounts
@@ -135,6 +132,9 @@ def test_paths_that_no_job_can_log_to_are_refused(path):
         {"container_mounts": ["/a:/b,/etc:/etc"]},
         {"container_mounts": ["/a"]},
         {"spare_nodes": 1, "preflight": False},
+        {"time": "3", "signal_lead_s": 180},
+        {"prologue": ["export WANDB_API_KEY=abc"]},
+        {"extra": ["-p x"]},
     ],
 )
 def test_what_would_leave_its_place_is_refused(fields):
@@ -142,72 +142,16 @@ def test_what_would_leave_its_place_is_refused(fields):
         SlurmConfig(**fields)
 
 
-HOSTILE = """-n 'q' "d" $(touch pwned) `touch pwned` ${HOME} $HOME ;touch pwned; & | > pwned * #c !! %j ~"""
-"""One value with everything that a shell might act on; no path holds a slash."""
+def test_what_is_no_option_of_a_job_that_prepares_is_refused():
+    with pytest.raises(ConfigError, match=r"cluster\.slurm\.prepare\.extra"):
+        PrepareJobsConfig(extra=["--constraint=a\nrm"])
 
 
-def stub(folder: Path, name: str, body: str) -> None:
-    path = folder / name
-    path.write_text(f"#!/bin/bash\n{body}\n")
-    path.chmod(path.stat().st_mode | stat.S_IXUSR)
-
-
-@pytest.mark.parametrize("transport", ["srun", "deepspeed"])
-@pytest.mark.parametrize("container", ["none", "apptainer", "pyxis"])
-def test_hostile_values_are_inert(tmp_path, transport, container):
-    """The script runs in bash, with srun and its like replaced by stubs that note what they are given."""
-    programs, here, run_dir = tmp_path / "bin", tmp_path / "here", tmp_path / HOSTILE
-    for folder in (programs, here, run_dir / "slurm"):
-        folder.mkdir(parents=True)
-    stub(programs, "squeue", "echo N/A")
-    stub(programs, "scontrol", "printf 'node1\\nnode2\\n'")
-    stub(
-        programs, "srun",
-        'printf "%s\\0" "$@" >>"$NOTES"; printf "\\0" >>"$NOTES"; env -0 >"$NOTES.env"\n'
-        'case "$*" in *roberta_dist.train*) echo "{\\"step\\": 9999999}" >"$RUN_DIR/DONE";;\n'
-        '*) printf "node1 fit\\nnode2 fit\\n" >"$RUN_DIR/logs/job_7.0/preflight.txt";; esac',
-    )  # fmt: skip
-    base = composed("cluster=slurm", "cluster.nodes=2", "cluster.slurm.container_image=i",
-                    f"cluster.slurm.transport={transport}", f"cluster.slurm.container={container}")  # fmt: skip
-    slurm = replace(
-        base.cluster.slurm,
-        job_name=HOSTILE, account=HOSTILE, constraint=HOSTILE, extra=[f"--comment={HOSTILE}"],
-        container_image=HOSTILE,
-    )  # fmt: skip
-    hostile = {"EVIL": HOSTILE + "\nsecond line; touch pwned"}
-    cluster = replace(base.cluster, slurm=slurm, environment=hostile, interface=HOSTILE)
-    config = replace(base, run_dir=str(run_dir), cluster=cluster)
-    python = str(tmp_path / HOSTILE / "python")
-    script = render(config, replace(job(config), python=python), TEMPLATE)
-    notes = tmp_path / "notes"
-    environ = {
-        "PATH": f"{programs}:{os.environ['PATH']}", "NOTES": str(notes), "RUN_DIR": str(run_dir),
-        "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_CPUS_ON_NODE": "8",
-        "HOME": str(here),
-    }  # fmt: skip
-    done = subprocess.run(
-        ["bash", "-s"], input=script, text=True, env=environ, cwd=here, capture_output=True
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stderr == ""
-    assert not list(here.iterdir()) and not list(tmp_path.rglob("pwned"))
-    steps = [words.split("\0") for words in notes.read_text().split("\0\0") if words]
-    assert [("roberta_dist.train" in step) for step in steps] == [False, True]
-    for step in steps:
-        assert str(job(config).config) in step and python in step
-    log = str(run_dir).replace("%", "%%")
-    assert any(word.startswith(f"--output={log}/logs/job_7.0/") for word in steps[1])
-    if container == "pyxis":
-        assert f"--container-image={HOSTILE}" in steps[1]
-    if container == "apptainer":
-        assert HOSTILE in steps[1] and f"--bind={run_dir}:{run_dir}" in steps[1]
-    seen = dict(
-        pair.split("=", 1) for pair in (tmp_path / "notes.env").read_text().split("\0") if pair
-    )
-    assert seen["EVIL"] == hostile["EVIL"]
-    assert seen["GLOO_SOCKET_IFNAME"] == HOSTILE
-    assert seen["OMP_NUM_THREADS"] == "8" and seen["MASTER_ADDR"] == "node1"
-    assert json.loads((run_dir / "DONE").read_text())
+def test_a_blank_in_a_path_is_refused_for_pyxis():
+    words = ["cluster=slurm", "cluster.slurm.container=pyxis", "cluster.slurm.container_image=i"]
+    config = replace(composed(*words), run_dir="/a b")
+    with pytest.raises(ConfigError, match="a blank"):
+        render(config, job(config), TEMPLATE)
 
 
 if __name__ == "__main__":

@@ -63,6 +63,14 @@ def test_an_old_stop_does_not_speak_for_workers_that_nobody_launched(run):
     assert stands(run, Surroundings(None, [0], Answer()))[0] is State.running
 
 
+def test_a_stop_that_came_before_the_workers_could_save(run):
+    run.config().launched().sentinel("STOP", 0, ago=1)
+    assert stands(run)[0] is State.stopped
+    run.launched("slurm", job_id="7", role="read")
+    failed = stands(run, with_jobs(job("FAILED", exit_code="1:0")))
+    assert failed == (State.stopped, "before job 7 (read) began; `launch` begins again")
+
+
 def test_ends(run):
     run.config().launched().attempt().metrics(50).checkpoint(40)
     assert stands(run) == (
