@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 from run_support import SMALL_CORPUS, metrics
-from slurm_runs import SlurmRun
-from slurm_support import Missing, SlurmLab
+from slurm_runs import ENDED, SlurmRun
+from slurm_support import Missing, SlurmLab, wait_until
 
 pytestmark = pytest.mark.world
 ROOT = Path(__file__).resolve().parents[2]
@@ -117,6 +117,35 @@ def test_one_command_prepares_in_an_array_and_trains(run, corpus, uninterrupted)
     assert_equal(run.run_dir, uninterrupted)
 
 
+def states_at_the_end(run) -> list[str]:
+    """Of all jobs of the run, in the order of submission."""
+    jobs = [json.loads(line)["job_id"] for line in (run.run_dir / "jobs.jsonl").open()]
+    found: list[str] = []
+
+    def ended() -> bool:
+        found[:] = [run.lab.state(job) for job in jobs]
+        return all(state in ENDED for state in found)
+
+    wait_until(ended, 120, "end of all jobs")
+    return found
+
+
+def test_without_a_corpus_no_job_of_a_chain_trains(run):
+    run.corpus = run.run_dir.parent / "never"
+    words = json.dumps(["corpus=text", f"corpus.paths=[{run.corpus}.txt]"])
+    assert run.launch(f"prepare_first={words}", "cluster.slurm.chain=3").returncode == 0
+    assert states_at_the_end(run) == ["FAILED", *["CANCELLED"] * 6]
+    assert not (run.run_dir / "logs").exists()
+    told = run.verb("status").stdout
+    assert "failed" in told and "(read) FAILED" in told, told
+
+
+def test_the_rest_of_a_chain_is_called_off_when_the_run_is_done(run):
+    assert run.launch("schedule.max_steps=5", "cluster.slurm.chain=3").returncode == 0
+    assert states_at_the_end(run) == ["COMPLETED", "CANCELLED", "CANCELLED"]
+    assert "done" in run.verb("status").stdout
+
+
 def test_a_sweep_is_one_array_whose_members_come_back_alone(run, lab):
     sweep = run.run_dir
     swept = ["--multirun", "train.seed=1,2", "schedule.max_steps=150"]
@@ -201,15 +230,13 @@ def test_stop_stays_stopped(run):
     ],
 )
 def test_a_job_does_not_come_back_for_ever(run, requeues, restarts, reason):
-    if requeues == 1:  # else the other rule would stop it
-        (run.run_dir / "slurm").mkdir(parents=True)
     assert run.launch(f"cluster.slurm.requeues={requeues}").returncode == 0
     for attempt in range(restarts + 1):
         run.worker(1).kill()
         if attempt < restarts:
             run.start_now()
-        if requeues == 1:
-            (run.run_dir / "slurm" / f"{run.job}.ended").write_text("another\n")
+        if requeues == 1:  # else the other rule would stop it
+            (run.run_dir / "slurm" / "submit_000" / "ended").write_text("another\n")
     assert run.end() == "FAILED"
     assert run.lab.show(run.job)["Restarts"] == str(restarts)
     assert reason in run.log()
