@@ -8,9 +8,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from run_support import TINY, metrics, start, wait_for_step, worker_of, write_config
 
@@ -109,6 +111,35 @@ def test_a_run_is_watched_stopped_and_goes_on(tmp_path, corpus, background):
     assert done.returncode == 0 and "stopped: at once; `launch` goes on" in done.stderr
     assert launcher.wait(60) == 130 and not workers_of(run_dir)
     assert not list(tmp_path.rglob("pwned")) and not Path("pwned").exists()
+
+
+def test_preparing_first_ends_with_its_launcher(tmp_path, background):
+    run_dir = tmp_path / "run"
+    words = command(
+        "launch", f"run_dir={run_dir}", f"data.path={tmp_path}/made", *TINY, LONG,
+        "prepare_first=['corpus=docstrings']",
+    )  # fmt: skip
+
+    def preparing() -> list[int]:
+        found = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if f"output={tmp_path}/made" in process.cmdline():
+                    found.append(process.pid)
+        return found
+
+    launcher = background(tmp_path, "launched", words)
+    wait_for(lambda: preparing() or launcher.poll() is not None)
+    again = run_verb(tmp_path, *words[3:])
+    assert again.returncode == 2 and f"process {launcher.pid}" in again.stderr, again.stderr
+    done = run_verb(tmp_path, "stop", f"run_dir={run_dir}")
+    assert done.returncode == 0 and "stopped: before its workers could save" in done.stderr, done
+    assert launcher.wait(30) == 130 and not preparing()
+
+    launcher = background(tmp_path, "launched", words)
+    wait_for(lambda: preparing() or launcher.poll() is not None)
+    launcher.kill()
+    wait_for(lambda: not preparing(), timeout=15)
 
 
 def test_workers_that_no_launcher_started(tmp_path, corpus):
