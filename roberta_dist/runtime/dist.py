@@ -32,11 +32,6 @@ def all_max(values: Tensor) -> Tensor:
     return values
 
 
-def any_rank(condition: bool, device: torch.device) -> bool:
-    """True on every rank if it is true on one."""
-    return bool(all_max(torch.tensor([int(condition)], device=device)).item())
-
-
 def gather_to_main(value: Any) -> list[Any]:
     """`value` of every rank, in rank order, on rank 0; an empty list elsewhere."""
     if not _active():
