@@ -56,8 +56,21 @@ def test_one_that_does_not_answer_spoils_nobody():
     found = ring(ab="no answer in time", bc="no answer in time", cd=900.0, da=900.0)
     del found["b"]
     assert blame("abcd", found, 10) == {}
+    # nor a neighbour of which nothing else is known
+    found = ring(ab="no answer in time", bc="no answer in time", cd=900.0, da=None)
+    del found["b"]
+    assert blame("abcd", found, 10) == {}
     # nor where all that is left of a node's pairs is one with it
     assert blame("ab", {"a": {"b": "no answer in time"}}, 10) == {}
+
+
+def test_what_all_have_in_common_is_no_nodes_fault():
+    assert (
+        blame("abc", ring(ab="NCCL: no adapter", bc="NCCL: no adapter", ca="NCCL: no adapter"), 10)
+        == {}
+    )
+    assert blame("abcd", ring(ab=3.0, bc=2.0, cd=4.0, da=1.0), 10) == {}
+    assert blame("ab", ring(ab="connection refused"), 10) == {}
 
 
 def test_a_port_that_others_have_is_no_fault_of_the_nodes():
