@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from roberta_dist.checkpoint.reader import find_checkpoint, load_weights, open_checkpoint
@@ -14,22 +13,16 @@ from roberta_dist.corpus.tokenizer_folder import local_tokenizer
 from roberta_dist.errors import ConfigError
 from roberta_dist.export.card import run_facts
 from roberta_dist.export.huggingface import export_weights
+from roberta_dist.runtime.metrics import rows_backwards
 from roberta_dist.stream.corpora import first_corpus
 
 
 def held_out_loss(metrics: Path, step: int) -> float | None:
     """The last `eval_loss` in metrics.jsonl up to `step`; None where none was measured."""
-    if not metrics.is_file():
-        return None
-    last: float | None = None
-    for line in metrics.read_text(encoding="utf-8").splitlines():
-        try:
-            values = json.loads(line)
-        except ValueError:  # a line cut off by a kill
-            continue
-        if values.get("step", step + 1) <= step and values.get("eval_loss") is not None:
-            last = float(values["eval_loss"])
-    return last
+    for row in rows_backwards(metrics, '"eval_loss"'):
+        if row["step"] <= step and row.get("eval_loss") is not None:
+            return float(row["eval_loss"])
+    return None
 
 
 def _unigram_entropy(data: DataConfig) -> float | None:
