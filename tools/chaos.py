@@ -48,6 +48,8 @@ STEPS_PER_FAULT = 40
 POLL_S = 0.002
 PATIENCE_S = 180.0
 """Longest wait for a run to reach a step, or for a fault to show."""
+FULL_S = 3.0
+"""Seconds in which a full disk takes nothing at all."""
 CORPUS = ("corpus.max_mib=4", "tokenizer.vocab_size=2000")
 COMMON = (
     "model.num_layers=2", "model.hidden_size=64", "model.ffn_size=128", "model.num_heads=2",
@@ -147,7 +149,13 @@ def fill_disk(run: RunUnderTest) -> bool:
             while shutil.disk_usage(filler).free > 64 << 10:
                 handle.write(bytes(64 << 10))
                 handle.flush()
-        return wait_for(run, lambda: failures(run) and run.step() > before)
+        if not wait_for(run, lambda: failures(run) and run.step() > before):
+            return False
+        with open(filler, "ab", buffering=0) as handle, suppress(OSError):
+            while True:  # not a line of metrics finds room any more
+                handle.write(bytes(1 << 10))
+        time.sleep(FULL_S)
+        return run.alive()
     finally:
         filler.unlink()
 
@@ -228,7 +236,8 @@ def main() -> int:
         *(options.work, options.seed, options.kills, faults, options.workers, options.overrides)
     )
     print(json.dumps(result))
-    return 0 if result["survived"] and result["identical"] else 1
+    whole = result["survived"] and result["identical"] and result["kills"] == options.kills
+    return 0 if whole else 1
 
 
 if __name__ == "__main__":

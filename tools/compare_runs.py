@@ -73,6 +73,8 @@ def main(arguments: list[str]) -> int:
     differences = first_differences(left, right)
     tensor = first_tensor(*map(Path, arguments))
     differences += [tensor] if tensor else []
+    if not left.keys() & right.keys():
+        differences.append("no step is common to both")
     print(f"{len(left.keys() & right.keys())} common steps ({len(left)} and {len(right)})")
     print("\n".join(differences) or "no difference")
     return 1 if differences else 0

@@ -112,6 +112,10 @@ def verify(folder: Path, files: Iterable[str] | None = None) -> None:
     """
     recorded = _recorded(folder)
     for name in sorted(recorded) if files is None else files:
+        if name not in recorded:
+            raise DataFault(
+                f"{folder / COMPLETE}: says nothing of {name}", "use an earlier checkpoint"
+            )
         path, (size, sha256) = folder / name, recorded[name]
         if Path(name).is_absolute() or ".." in Path(name).parts or path.is_symlink():
             raise DataFault(f"{folder / COMPLETE}: names {name}, outside the checkpoint")
@@ -120,7 +124,13 @@ def verify(folder: Path, files: Iterable[str] | None = None) -> None:
             raise DataFault(
                 f"{path}: {found}, {COMPLETE} says {size} bytes", "use an earlier checkpoint"
             )
-        if file_sha256(path) != sha256:
+        try:
+            found_sha256 = file_sha256(path)
+        except OSError as error:
+            raise DataFault(
+                f"{path}: cannot be read ({error})", "use an earlier checkpoint"
+            ) from error
+        if found_sha256 != sha256:
             raise DataFault(
                 f"{path}: sha256 differs from {COMPLETE}'s", "use an earlier checkpoint"
             )
@@ -135,12 +145,13 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     """Read and check the index; tensor data is not touched.
 
     Raises:
-        DataFault: damaged, another format version, or fragments that leave gaps.
+        DataFault: damaged, or fragments that leave gaps.
+        ConfigError: of another format version: nothing is wrong with it.
     """
     verify(folder, [INDEX, TRAIN_STATE, CONFIG])
     index = _read_json(folder / INDEX)
     if index.get("format_version") != FORMAT_VERSION:
-        raise DataFault(
+        raise ConfigError(
             f"{folder}: format_version={index.get('format_version')}, "
             f"this version reads {FORMAT_VERSION}",
             "read it with the version that wrote it",

@@ -23,7 +23,10 @@ class GuardConfig:
 
     spike: SpikeAction = free(SpikeAction.warn)
     """`warn` tells; `skip` does not apply the update of that batch; `rollback` goes back to the last
-    checkpoint and passes over the batch when it comes again."""
+    checkpoint and passes over the batch, and those before it, when they come again."""
+    rollback_batches: int = free(20)
+    """Batches that a rollback passes over, the last of them the spike's, as far as they came after the
+    checkpoint; with 1 the weights are those of `skip`."""
     spike_zscore: float = free(10.0)
     """Loss above the median of the window by so many standard deviations, estimated from the median
     absolute deviation."""
@@ -43,6 +46,12 @@ class GuardConfig:
     def __post_init__(self) -> None:
         require(self.spike_zscore > 0, "guard.spike_zscore", self.spike_zscore, "must be positive")
         require(self.spike_window >= 10, "guard.spike_window", self.spike_window, "must be ≥ 10")
+        require(
+            self.rollback_batches >= 1,
+            "guard.rollback_batches",
+            self.rollback_batches,
+            "must be ≥ 1",
+        )
         require(
             self.slow_rank_factor > 1,
             "guard.slow_rank_factor",

@@ -20,7 +20,8 @@ def is_finite(*numbers: float) -> bool:
 
 def is_overflow(result: StepResult, scale: LossScale) -> bool:
     """True if the update was not applied because of fp16's loss scale, and a smaller one may do."""
-    return not result.applied and math.isfinite(result.loss) and scale.can_shrink
+    overflowed = math.isfinite(result.loss) and not math.isfinite(result.grad_norm)
+    return not result.applied and overflowed and scale.can_shrink
 
 
 def charge_skip(

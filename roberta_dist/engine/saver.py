@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,12 +23,13 @@ from roberta_dist.checkpoint.writer import FileSum, finish_checkpoint, write_ten
 from roberta_dist.engine.save import KINDS, Snapshot, take_snapshot
 from roberta_dist.errors import RobertaDistError, StorageError
 from roberta_dist.runtime.dist import all_max, all_sum, barrier, gather_to_main, on_main
-from roberta_dist.runtime.files import storage_errors
 from roberta_dist.runtime.task import Task
 from roberta_dist.runtime.world import World
 from roberta_dist.units import MIB
 
 LOGGER = logging.getLogger(__name__)
+SLICE_S = 1.0
+"""Seconds of waiting for a thread after which the ranks compare how far they are."""
 SPARE_BYTES = MIB
 """For index, state, configuration and what the file system itself needs."""
 
@@ -130,14 +131,30 @@ class Saver:
             return None
         return self._end(None)
 
-    def finish(self) -> Outcome | None:
-        """Wait for the save under way, if there is one, and tell how it ended. Every rank calls this."""
+    def finish(self, beat: Callable[[], None] = lambda: None) -> Outcome | None:
+        """Wait for the save under way, if there is one, and tell how it ended. Every rank calls this.
+
+        Args:
+            beat: called on every rank whenever some rank's part has grown: that is progress.
+        """
+        written = 0
         while self._under is not None:
-            self._task().wait()
+            self._task().wait(SLICE_S)
             outcome = self.poll()
             if outcome is not None:
                 return outcome
+            before, written = written, self._written()
+            grown = torch.tensor([written > before], dtype=torch.int32, device=self._device)
+            if all_max(grown).item():
+                beat()
         return None
+
+    def _written(self) -> int:
+        """Bytes of this rank's part that are on their way."""
+        assert self._under is not None
+        with suppress(OSError):
+            return (self._under.temporary / shard_name(self._world.rank)).stat().st_size
+        return 0
 
     def _task(self) -> Task[Any]:
         task = self._finishing or self._writing
@@ -176,7 +193,7 @@ class Saver:
 def _make_room(temporary: Path, final: Path, needed: int) -> None:
     """Rank 0, before a save: remove what an interrupted one left, and look at the disk."""
     shutil.rmtree(temporary, ignore_errors=True)
-    with storage_errors(temporary):
+    with _any_storage_error(temporary):
         temporary.mkdir(parents=True)
         free = shutil.disk_usage(temporary).free
     if free < needed + SPARE_BYTES:

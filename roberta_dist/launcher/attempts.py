@@ -112,7 +112,7 @@ def run_attempts(
     """
     restarts, number = Restarts(cluster), 0
     while True:
-        before = _newest(paths)
+        before = _saved(paths)
         failure: LaunchError | None = None
         try:
             code, interrupted = attempt(number)
@@ -121,7 +121,7 @@ def run_attempts(
         broke = code in (LaunchError.exit_code, HangError.exit_code)
         delay = None
         if broke and not interrupted and not paths.stop.is_file():
-            delay = restarts.delay(progress=_newest(paths) > before)
+            delay = restarts.delay(progress=bool(_saved(paths) - before))
         if delay is None:
             if failure is not None:
                 raise failure
@@ -135,8 +135,9 @@ def run_attempts(
         number += 1
 
 
-def _newest(paths: RunPaths) -> int:
-    return max(complete_steps(paths.checkpoints), default=-1)
+def _saved(paths: RunPaths) -> set[int]:
+    """Steps of the checkpoints; damaged ones that a start puts aside are no new ones."""
+    return set(complete_steps(paths.checkpoints))
 
 
 def _wait(seconds: float, stop: Path) -> bool:

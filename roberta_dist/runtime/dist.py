@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from roberta_dist.errors import RobertaDistError
 
+LOGGER = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
@@ -68,6 +70,9 @@ def on_main(action: Callable[[], T]) -> T:
     """Run `action` on rank 0 and give its result, or its error, to every rank.
 
     An error raised on one rank alone would leave the others waiting in their next collective.
+
+    Raises:
+        RobertaDistError: on all ranks; in place of an error of another kind, which is logged on rank 0.
     """
     outcome: tuple[T | None, RobertaDistError | None] = (None, None)
     if not _active() or dist.get_rank() == 0:
@@ -75,6 +80,11 @@ def on_main(action: Callable[[], T]) -> T:
             outcome = (action(), None)
         except RobertaDistError as error:
             outcome = (None, error)
+        except Exception as error:
+            if not _active():
+                raise
+            LOGGER.exception("on rank 0")
+            outcome = (None, RobertaDistError(f"rank 0: {error!r}", "see its log"))
     result, failure = broadcast_from_main(outcome)
     if failure is not None:
         raise failure

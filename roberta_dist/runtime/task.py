@@ -36,9 +36,9 @@ class Task(Generic[T]):
         """Whether it ended."""
         return not self._thread.is_alive()
 
-    def wait(self) -> None:
-        """Until it ended."""
-        self._thread.join()
+    def wait(self, timeout_s: float | None = None) -> None:
+        """Until it ended, or for `timeout_s` seconds."""
+        self._thread.join(timeout_s)
 
     def result(self) -> T:
         """What `work` returned.

@@ -57,6 +57,11 @@ class Plan:
             rows = min(rows, self.segments[index + 1].first_row - row)
         return rows
 
+    def changes_kind(self, row: int, next_row: int) -> bool:
+        """Whether rows from `next_row` on have another length or mixture than those at `row`."""
+        before, after = self.at(row), self.at(next_row)
+        return (before.sequence_length, before.weights) != (after.sequence_length, after.weights)
+
     def row_of_step(self, step: int) -> int:
         """First row of a step."""
         index = bisect_right(self.segments, step, key=lambda segment: segment.first_step) - 1

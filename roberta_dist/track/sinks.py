@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from tqdm import tqdm
 
 from roberta_dist.config.watch import TrackConfig
+from roberta_dist.errors import StorageError
 from roberta_dist.runtime.files import storage_errors
 
 Metrics = Mapping[str, float]
@@ -38,32 +39,58 @@ class Sink(Protocol):
 class JsonlSink:
     """metrics.jsonl: one JSON object a line, written at once: a kill loses no finished line.
 
+    While the disk takes none they are kept in memory, in order, and tried again with each that follows.
+
     Raises:
-        StorageError: the disk is full.
+        StorageError: the file cannot be opened.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         with storage_errors(path):
-            self._file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
+            self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._waiting = b""
+        self._told = False
 
     def log(self, step: int, metrics: Metrics) -> None:
         """Append one line with the time of day; numbers that are not finite become null."""
         finite = {key: value if math.isfinite(value) else None for key, value in metrics.items()}
         line = {"step": step, "time": round(time.time(), 3), **finite}
-        with storage_errors(self.path):
-            self._file.write(json.dumps(line) + "\n")
+        self._waiting += json.dumps(line).encode() + b"\n"
+        try:
+            self._write()
+            self._told = False
+        except OSError as error:
+            if not self._told:
+                LOGGER.warning("%s: not written for now (%s); lines are kept", self.path, error)
+            self._told = True
+
+    def _write(self) -> None:
+        while self._waiting:  # a disk that gets full takes the beginning
+            self._waiting = self._waiting[os.write(self._descriptor, self._waiting) :]
 
     def flush(self) -> None:
-        """Write through to the disk."""
-        with storage_errors(self.path):
-            self._file.flush()
-            os.fsync(self._file.fileno())
+        """Write through to the disk.
+
+        Raises:
+            StorageError: it takes nothing.
+        """
+        try:
+            self._write()
+            os.fsync(self._descriptor)
+        except OSError as error:
+            raise StorageError(
+                f"{self.path}: cannot be written ({error.strerror})", "free space on the disk"
+            ) from error
 
     def close(self) -> None:
-        """Flush and close."""
-        self.flush()
-        self._file.close()
+        """Flush and close; what the disk does not take even now is lost, and that is said."""
+        try:
+            self.flush()
+        except StorageError as error:
+            lines = self._waiting.count(b"\n")
+            LOGGER.error("%s; %d lines of metrics are lost", error.problem, lines)
+        os.close(self._descriptor)
 
 
 class TensorboardSink:
@@ -123,7 +150,7 @@ class ProgressSink:
 class Tracker:
     """All sinks of a rank; none on ranks other than 0.
 
-    metrics.jsonl is the source of truth, so its errors are raised. A dashboard that fails is a
+    metrics.jsonl is the source of truth: what cannot be made durable is raised. A dashboard that fails is a
     warning, once, and is left out from then on: no run is worth less than its pictures.
     """
 

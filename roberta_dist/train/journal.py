@@ -35,6 +35,7 @@ class Skip:
         first_row, end_row: global rows [first, end).
         reason: why.
         loss, grad_norm: as text, so that NaN and infinity are told apart.
+        first_step: of a rollback, the first of the steps up to `step` that are passed over; 0 for it alone.
     """
 
     step: int
@@ -43,6 +44,7 @@ class Skip:
     reason: Reason
     loss: str
     grad_norm: str
+    first_step: int = 0
 
     @property
     def key(self) -> tuple[int, int, Reason]:
@@ -90,7 +92,8 @@ class Journal:
 
     def rolled_back(self) -> frozenset[int]:
         """Steps to pass over because a rollback was over them."""
-        return frozenset(e.step for e in self._entries if e.reason is Reason.rollback)
+        back = [e for e in self._entries if e.reason is Reason.rollback]
+        return frozenset(step for e in back for step in range(e.first_step or e.step, e.step + 1))
 
     def count(self, *reasons: Reason) -> int:
         """Entries with one of these reasons."""

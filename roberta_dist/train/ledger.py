@@ -51,6 +51,15 @@ class Ledger:
         score = spike_score(loss, state.losses, self._guard.spike_window)
         return score >= self._guard.spike_zscore
 
+    def may_roll_back(self, state: TrainState, result: StepResult) -> bool:
+        """Whether `settle` would go back, if there is a checkpoint."""
+        return (
+            self._guard.spike is SpikeAction.rollback
+            and not result.applied
+            and is_finite(result.loss, result.grad_norm)
+            and not self.accepts(state, result.loss)
+        )
+
     def settle(
         self, state: TrainState, result: StepResult, end_row: int, saved_step: int
     ) -> TrainState:
@@ -108,6 +117,9 @@ class Ledger:
         """A spike that is acted upon."""
         rolls_back = self._guard.spike is SpikeAction.rollback and saved_step > 0
         entry = replace(entry, reason=Reason.rollback if rolls_back else Reason.spike)
+        if rolls_back:  # what was applied up to the checkpoint stays
+            first = entry.step + 1 - self._guard.rollback_batches
+            entry = replace(entry, first_step=max(first, saved_step + 1))
         used, budget = self._journal.count(Reason.spike, Reason.rollback), self._guard.spike_budget
         if used >= budget and not self._journal.knows(entry):
             raise NonFiniteError(

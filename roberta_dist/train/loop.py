@@ -10,30 +10,23 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import torch
-
-from roberta_dist.config.train import Precision
 from roberta_dist.engine.result import StepResult
-from roberta_dist.errors import DesyncError, NonFiniteError
+from roberta_dist.errors import DataFault, DesyncError, NonFiniteError
 from roberta_dist.optim.schedule import learning_rate
 from roberta_dist.runtime.rundir import RunPaths
 from roberta_dist.runtime.signals import StopRequest
 from roberta_dist.stream.batch import Batch
 from roberta_dist.track.sinks import Tracker
 from roberta_dist.train.build import Run
+from roberta_dist.train.columns import batch_columns
 from roberta_dist.train.feed import Feed, Stopped
 from roberta_dist.train.held_out import measure_held_out
 from roberta_dist.train.ledger import Ledger
 from roberta_dist.train.profile import StepProfiler
 from roberta_dist.train.saves import Saves
-from roberta_dist.train.speed import matrix_rate, memory_mib, step_flops
+from roberta_dist.train.speed import DTYPES, matrix_rate, memory_mib, step_flops
 
 LOGGER = logging.getLogger(__name__)
-DTYPES = {
-    Precision.fp32: torch.float32,
-    Precision.bf16: torch.bfloat16,
-    Precision.fp16: torch.float16,
-}
 
 
 class Loop:
@@ -62,7 +55,7 @@ class Loop:
         self.ledger = ledger
         self.beat = beat
         self.state = run.resume.state
-        self.saves = Saves(run, tracker)
+        self.saves = Saves(run, tracker, beat)
         paths = RunPaths(Path(run.config.run_dir))
         self.profiler = StepProfiler(run.config.train, paths.profile, run.device, run.world.is_main)
         self.matrix_rate = matrix_rate(run.device, DTYPES[run.config.engine.precision])
@@ -93,6 +86,8 @@ class Loop:
             try:
                 if self._evaluation_was_cut_off() and self._settle():
                     return True
+                if self.state.step > 0 and self._out_of_patience():
+                    return True  # a kill came between the last checkpoint and DONE
                 while self.state.step < last_step:
                     self.beat()
                     self.saves.poll()
@@ -105,11 +100,8 @@ class Loop:
             except Stopped:
                 self.saves.save(self.state, required=True)
                 return False
-            except (
-                NonFiniteError,
-                DesyncError,
-            ):  # on every rank: what is being saved is still good
-                self.saves.finish()
+            except (NonFiniteError, DesyncError):
+                self.saves.finish()  # on every rank: what is being saved is still good
                 raise
         return True
 
@@ -155,7 +147,14 @@ class Loop:
             Stopped: and no step, when a rank was asked to stop.
         """
         began = time.perf_counter()
-        batches = feed.take(self.state.next_row, self.stop.requested, self.saves.minutes_passed())
+        try:
+            batches = feed.take(
+                self.state.next_row, self.stop.requested, self.saves.minutes_passed()
+            )
+        except DataFault:  # on every rank: all steps so far are good
+            self.saves.save(self.state, required=False)
+            self.saves.finish()
+            raise
         if batches is None:
             raise Stopped("asked to stop")
         data_wait = time.perf_counter() - began
@@ -173,25 +172,20 @@ class Loop:
             result = self.run.engine.train_step(
                 batches, self.state.step, lr, scale.scale, update, accept
             )
-        columns = {**self._batch_columns(), "lr": lr, "data_wait_s": data_wait, **result.layers}
+        columns = {
+            **batch_columns(self.run, self.state),
+            "lr": lr,
+            "data_wait_s": data_wait,
+            **result.layers,
+        }
         end_row = self.state.next_row + self._batch_rows()
-        saved_step = self.saves.saved_step
-        self.state = self.ledger.settle(self.state, result, end_row, saved_step)
+        if self.ledger.may_roll_back(self.state, result):
+            self.saves.finish()  # to where it goes back must not depend on the disk's speed
+        other_kind = self.run.stream.plan.changes_kind(self.state.next_row, end_row)
+        self.state = self.ledger.settle(self.state, result, end_row, self.saves.saved_step)
+        if other_kind:  # losses to come are no measure for those that were
+            self.state = replace(self.state, losses=())
         self._log(result, columns, batches, time.perf_counter() - began)
-
-    def _batch_columns(self) -> dict[str, float]:
-        """What only runs write whose batches change, or that lost a pack."""
-        columns: dict[str, float] = {}
-        plan, row = self.run.stream.plan, self.state.next_row
-        if len(plan.segments) > 1:
-            columns["global_batch_size"] = plan.batch_rows(row)
-            columns["sequence_length"] = plan.at(row).sequence_length
-        if self.config.engine.precision is Precision.fp16:
-            columns["loss_scale"] = self.state.loss_scale.scale
-            columns["overflows"] = self.state.loss_scale.overflows
-        if self.state.quarantine.entries:
-            columns["quarantined_packs"] = len(self.state.quarantine.entries)
-        return columns
 
     def _log(
         self, result: StepResult, columns: dict[str, float], batches: list[Batch], took: float

@@ -14,7 +14,7 @@ from roberta_dist.checkpoint.reader import (
     verify,
 )
 from roberta_dist.config.train import CheckpointConfig
-from roberta_dist.errors import DataFault
+from roberta_dist.errors import ConfigError, DataFault
 from roberta_dist.runtime.dist import gather_everywhere, on_main
 from roberta_dist.runtime.rundir import DAMAGED, step_folders
 from roberta_dist.runtime.world import World
@@ -31,6 +31,7 @@ def newest_whole(checkpoints: Path, config: CheckpointConfig, world: World) -> C
 
     Raises:
         DataFault: on every rank: the newest is damaged and `checkpoint.strict` is set, or all are.
+        ConfigError: on every rank: the newest is of another format version.
     """
     on_main(lambda: remove_leftovers(checkpoints))
     folders = on_main(lambda: step_folders(checkpoints))
@@ -60,16 +61,23 @@ def newest_whole(checkpoints: Path, config: CheckpointConfig, world: World) -> C
 
 
 def fault_of(folder: Path, world: World) -> DataFault | None:
-    """What is wrong with a checkpoint, the same on every rank."""
+    """What is wrong with a checkpoint, the same on every rank.
 
-    own: DataFault | None = None
+    Raises:
+        ConfigError: on every rank: nothing is, but this version does not read it.
+    """
+    own: DataFault | ConfigError | None = None
     try:
         verify(folder, recorded_files(folder)[world.rank :: world.world_size])
         if world.is_main:
             open_checkpoint(folder)
-    except DataFault as error:
+    except (DataFault, ConfigError) as error:
         own = error
-    return next((fault for fault in gather_everywhere(own) if fault is not None), None)
+    found = [fault for fault in gather_everywhere(own) if fault is not None]
+    for fault in found:
+        if isinstance(fault, ConfigError):
+            raise fault
+    return next((fault for fault in found if isinstance(fault, DataFault)), None)
 
 
 def _set_aside(folder: Path) -> None:

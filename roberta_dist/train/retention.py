@@ -6,9 +6,9 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from roberta_dist.checkpoint.format import REPLACED, TEMPORARY, step_folder
+from roberta_dist.checkpoint.format import REPLACED, TEMPORARY, step_folder, temporary_folder
 from roberta_dist.config.train import CheckpointConfig
-from roberta_dist.runtime.rundir import COMPLETE, complete_steps
+from roberta_dist.runtime.rundir import complete_steps
 
 
 def steps_to_delete(
@@ -27,11 +27,16 @@ def steps_to_delete(
 
 
 def delete_old(checkpoints: Path, config: CheckpointConfig, best_step: int | None) -> None:
-    """Apply the policy. The marker goes first, so that a kill leaves no half checkpoint."""
+    """Apply the policy.
+
+    What goes loses its name first, so that a kill leaves no half checkpoint; what it leaves under the
+    other name, the next start clears.
+    """
     for step in steps_to_delete(complete_steps(checkpoints), config, best_step):
-        folder = step_folder(checkpoints, step)
-        (folder / COMPLETE).unlink(missing_ok=True)
-        shutil.rmtree(folder, ignore_errors=True)
+        going = temporary_folder(checkpoints, step)
+        shutil.rmtree(going, ignore_errors=True)
+        step_folder(checkpoints, step).rename(going)
+        shutil.rmtree(going, ignore_errors=True)
 
 
 def remove_leftovers(checkpoints: Path) -> None:

@@ -34,21 +34,26 @@ from roberta_dist.train.ledger import Ledger, RollBack
 from roberta_dist.train.loop import Loop
 from roberta_dist.train.newest import newest_whole
 from roberta_dist.train.resume import ResumePoint
-from roberta_dist.train.state import state_from_json
+from roberta_dist.train.state import TrainState, state_from_json
 from roberta_dist.units import human_count
 
 LOGGER = logging.getLogger(__name__)
 
 
-def pretrain(config: PretrainConfig) -> int:
+def pretrain(config: PretrainConfig, stop: StopRequest | None = None) -> int:
     """Run or resume `config.run_dir`; the worker behind every way of starting.
+
+    Args:
+        config: as asked for.
+        stop: that has signals already; else it is installed here.
 
     Returns:
         0 for done, stopped on request (see DONE and REQUEUE) or already done; else the exit code
         of the error, which is also left in the attempt's folder.
     """
-    stop = StopRequest()
-    stop.install()
+    if stop is None:
+        stop = StopRequest()
+        stop.install()
     world = detect_world()
     paths = RunPaths(Path(config.run_dir))
     if is_done(paths, config.schedule.max_steps):
@@ -137,9 +142,7 @@ def _rolled_back(run: Run, paths: RunPaths, attempt: Path) -> Run:
     assert checkpoint is not None, "a rollback is decided on only where there is a checkpoint"
     run.engine.load(checkpoint)
     state = state_from_json(checkpoint.train_state)
-    removed = on_main(
-        lambda: truncate_metrics(paths.metrics, state.step, attempt / "removed_metrics.jsonl")
-    )
+    removed = on_main(lambda: _cut_metrics(paths, state, attempt))
     LOGGER.warning(
         "rolled back to step %d (%s); %d metrics lines moved to %s",
         *(state.step, checkpoint.folder, removed, attempt / "removed_metrics.jsonl"),
@@ -152,7 +155,8 @@ def _prepare_folder(run: Run, paths: RunPaths, attempt: Path) -> None:
     state, config = run.resume.state, run.config
     paths.done.unlink(missing_ok=True)
     paths.requeue.unlink(missing_ok=True)
-    removed = truncate_metrics(paths.metrics, state.step, attempt / "removed_metrics.jsonl")
+    removed = _cut_metrics(paths, state, attempt)
+    (attempt / "exit_code").unlink(missing_ok=True)  # of an earlier world, where folders are shared
     atomic_write(attempt / "config.yaml", to_yaml(config))
     atomic_write(paths.config_yaml, to_yaml(config))
     write_json(paths.environment_json, describe_environment(run.world, run.device))
@@ -163,6 +167,11 @@ def _prepare_folder(run: Run, paths: RunPaths, attempt: Path) -> None:
     )
     with open(paths.attempts_log, "a") as log:
         log.write(line)
+
+
+def _cut_metrics(paths: RunPaths, state: TrainState, attempt: Path) -> int:
+    evaluated = state.evaluated_step == state.step
+    return truncate_metrics(paths.metrics, state.step, attempt / "removed_metrics.jsonl", evaluated)
 
 
 def _announce(run: Run) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 from roberta_dist.config.load import to_yaml
 from roberta_dist.engine.saver import Outcome
 from roberta_dist.errors import StorageError
+from roberta_dist.runtime.dist import on_main
 from roberta_dist.runtime.rundir import RunPaths
 from roberta_dist.track.sinks import Tracker
 from roberta_dist.train.build import Run
@@ -25,14 +27,16 @@ class Saves:
     Args:
         run: the parts.
         tracker: what it holds back is written before a checkpoint refers to it.
+        beat: called while a save that is waited for goes on.
     """
 
-    def __init__(self, run: Run, tracker: Tracker) -> None:
+    def __init__(self, run: Run, tracker: Tracker, beat: Callable[[], None]) -> None:
         self._config = run.config
         self._stream = run.stream
         self._saver = run.engine.saver
         self._is_main = run.world.is_main
         self._tracker = tracker
+        self._beat = beat
         self._checkpoints = RunPaths(Path(run.config.run_dir)).checkpoints
         self.saved_step = run.resume.state.step
         """Step of the newest whole checkpoint; 0 without one."""
@@ -51,7 +55,7 @@ class Saves:
 
     def finish(self) -> None:
         """Wait for the save that is under way; every rank calls this."""
-        self._note(self._saver.finish(), required=False)
+        self._note(self._saver.finish(self._beat), required=False)
 
     def save(self, state: TrainState, required: bool) -> None:
         """Save a step once; every rank calls this.
@@ -68,17 +72,17 @@ class Saves:
         if self.saved_step == state.step:
             return
         self._began = time.monotonic()
-        self._tracker.flush()
         contents = state.to_json(self._stream.fingerprint(state.next_row))
         # On rank 0, once the checkpoint is whole.
         then = partial(delete_old, self._checkpoints, self._config.checkpoint, state.best_step)
         try:
+            on_main(self._tracker.flush)
             self._saver.start(self._checkpoints, state.step, contents, to_yaml(self._config), then)
         except StorageError as error:
             self._note(Outcome(state.step, error), required)
             return
         if required or not self._config.checkpoint.asynchronous:
-            self._note(self._saver.finish(), required)
+            self._note(self._saver.finish(self._beat), required)
 
     def _note(self, outcome: Outcome | None, required: bool) -> None:
         if outcome is None:

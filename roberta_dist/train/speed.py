@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from roberta_dist.config.model import ModelConfig
+from roberta_dist.config.train import Precision
 from roberta_dist.plan.flops import training_flops
 from roberta_dist.runtime import memory
 from roberta_dist.stream.batch import Batch
@@ -29,6 +30,14 @@ def step_flops(model: ModelConfig, vocab_size: int, batches: Sequence[Batch]) ->
         )
         for batch in batches
     )
+
+
+DTYPES = {
+    Precision.fp32: torch.float32,
+    Precision.bf16: torch.bfloat16,
+    Precision.fp16: torch.float16,
+}
+"""What a precision computes in."""
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype, size: int = 0) -> float:

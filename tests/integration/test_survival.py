@@ -91,7 +91,7 @@ def test_rollbacks_survive_a_kill_and_never_loop(tmp_path, corpus):
     """A threshold so low, and steps so small, that ordinary noise counts as spikes."""
     settings = [
         KEEP, "optim.lr=1e-5", "guard.spike=rollback", "guard.spike_zscore=1.2", "guard.spike_window=10",
-        "guard.spike_budget=100",
+        "guard.spike_budget=100", "guard.rollback_batches=3",
     ]  # fmt: skip
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     ranks = finish(write_config(whole, corpus, *settings), 1)
@@ -130,6 +130,21 @@ def test_a_stop_while_starting_does_no_step(tmp_path, corpus):
     assert json.loads((run_dir / "REQUEUE").read_text()) == {"step": 0, "reason": "signal"}
     assert metrics(run_dir) == [] and not (run_dir / "checkpoints").exists()
     assert not (run_dir / "attempts.log").exists(), "the start went on to its end"
+
+
+def test_a_stop_before_torch_is_there_leaves_word(tmp_path, corpus):
+    run_dir = tmp_path / "run"
+    ranks = start(write_config(run_dir, corpus), 1)
+    process = ranks.processes[0]
+    caught, maps = 0, Path(f"/proc/{process.pid}/maps")
+    while not caught & 1 << (signal.SIGTERM - 1):
+        assert process.poll() is None
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        caught = int(status.split("SigCgt:")[1].split()[0], 16)
+    assert "libtorch" not in maps.read_text()
+    process.send_signal(signal.SIGTERM)
+    assert ranks.wait() == [0]
+    assert json.loads((run_dir / "REQUEUE").read_text()) == {"step": 0, "reason": "signal"}
 
 
 def test_a_stop_in_an_evaluation_ends_it_and_it_is_made_up_for(tmp_path, corpus, uninterrupted):

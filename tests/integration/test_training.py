@@ -22,6 +22,7 @@ from run_support import (
 )
 
 from roberta_dist.checkpoint.reader import latest_checkpoint, load_weights
+from roberta_dist.runtime.rundir import complete_steps
 
 pytestmark = pytest.mark.world
 LAST = "checkpoints/step_00000040"
@@ -141,6 +142,25 @@ def test_a_damaged_shard_stops_every_rank(tmp_path, corpus):
     assert (tmp_path / "run" / "logs" / "attempt_000" / "exit_code").read_text() == "3\n"
 
 
+def test_a_shard_that_goes_bad_costs_no_step_that_was_done(tmp_path, corpus):
+    """Read to the middle, then damaged: what was trained until then is saved."""
+    run_dir, damaged = tmp_path / "run", tmp_path / "corpus"
+    shutil.copytree(corpus, damaged)
+    config = write_config(
+        run_dir, damaged, "checkpoint.every_steps=1000", "schedule.max_steps=4000"
+    )
+    ranks = start(config, 2)
+    wait_for_step(run_dir, ranks, 5)
+    for shard in (damaged / "train").glob("shard-*.tar"):
+        data = bytearray(shard.read_bytes())
+        for place in range(3000, len(data), 16_000):
+            data[place] ^= 1
+        shard.write_bytes(data)
+    assert ranks.wait(60) == [3, 3]
+    last = max(line["step"] for line in metrics(run_dir))
+    assert complete_steps(run_dir / "checkpoints") == [last]
+
+
 def test_dry_run_tries_everything_and_leaves_nothing(tmp_path, corpus):
     run_dir = tmp_path / "dry"
     ranks = finish(write_config(run_dir, corpus, "train.dry_run=true", "engine.stage=2"), 2)
@@ -152,9 +172,15 @@ def test_dry_run_tries_everything_and_leaves_nothing(tmp_path, corpus):
 def test_early_stop(tmp_path, corpus):
     run_dir = tmp_path / "early"
     overrides = ["optim.lr=1e-12", "train.early_stop_patience=2", "evaluate.every_steps=4"]
-    finish(write_config(run_dir, corpus, *overrides, "schedule.decay=constant"), 1)
+    config = write_config(run_dir, corpus, *overrides, "schedule.decay=constant")
+    finish(config, 1)
     done = json.loads((run_dir / "DONE").read_text())
     assert done["reason"] == "early_stop" and done["step"] < 40
+    # killed between the last checkpoint and DONE
+    (run_dir / "DONE").unlink()
+    finish(config, 1, "attempt_001")
+    assert json.loads((run_dir / "DONE").read_text()) == done
+    assert max(line["step"] for line in metrics(run_dir)) == done["step"]
 
 
 @pytest.fixture
@@ -182,7 +208,7 @@ def test_a_full_disk_keeps_the_last_complete_checkpoint(tmp_path, corpus, small_
     assert not list((run_dir / "checkpoints").glob(".tmp*"))
 
 
-def test_metrics_that_cannot_be_written_stop_every_rank(tmp_path, corpus):
+def test_metrics_that_can_never_be_written_stop_every_rank_at_the_last_save(tmp_path, corpus):
     run_dir = tmp_path / "run"
     config = write_config(run_dir, corpus)
     (run_dir / "metrics.jsonl").symlink_to("/dev/full")

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from roberta_dist.checkpoint import reader
 from roberta_dist.checkpoint.format import fragment_key
 from roberta_dist.checkpoint.reader import (
     FragmentReader,
@@ -143,5 +146,18 @@ def test_another_format_version_is_refused(tmp_path):
     index = json.loads((folder / "index.json").read_text())
     (folder / "index.json").write_text(json.dumps(index | {"format_version": 2}))
     seal(folder)
-    with pytest.raises(DataFault, match="format_version=2"):
+    with pytest.raises(ConfigError, match="format_version=2"):
         open_checkpoint(folder)
+
+
+def test_what_cannot_be_read_or_is_not_in_the_marker_is_a_fault(tmp_path, monkeypatch):
+    folder = write_checkpoint(tmp_path)
+    with pytest.raises(DataFault, match=r"says nothing of other\.yaml"):
+        verify(folder, ["other.yaml"])
+
+    def refuse(path: Path) -> str:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(reader, "file_sha256", refuse)
+    with pytest.raises(DataFault, match="Input/output error"):
+        verify(folder)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
+import os
 import time
 
 import pytest
 
 from roberta_dist.config.watch import TrackConfig, WandbMode
 from roberta_dist.errors import StorageError
+from roberta_dist.track import sinks
 from roberta_dist.track.names import DETERMINISTIC, METRICS, is_deterministic
 from roberta_dist.track.sinks import (
     JsonlSink,
@@ -80,11 +83,43 @@ def test_other_ranks_write_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_is_told_with_the_path(tmp_path):
+def test_a_full_disk_is_told_with_the_path(tmp_path, caplog):
     (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
     sink = JsonlSink(tmp_path / "metrics.jsonl")
-    with pytest.raises(StorageError, match=r"metrics\.jsonl: no space left"):
-        sink.log(1, {"loss": 1.0})
+    with caplog.at_level(logging.WARNING):
+        for step in (1, 2, 3):
+            sink.log(step, {"loss": 1.0})
+        assert caplog.text.count("lines are kept") == 1
+        with pytest.raises(
+            StorageError, match=r"metrics\.jsonl: cannot be written \(No space left"
+        ):
+            sink.flush()
+        sink.close()
+    assert "3 lines of metrics are lost" in caplog.text
+
+
+def test_what_a_full_disk_did_not_take_is_written_when_it_does(tmp_path, monkeypatch):
+    """In order, and no line twice, though a disk that gets full takes the beginning of one."""
+    sink, room, write = JsonlSink(tmp_path / "metrics.jsonl"), [1 << 20], os.write
+
+    def limited(descriptor: int, data: bytes) -> int:
+        if not room[0]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        taken = write(descriptor, data[: room[0]])
+        room[0] -= taken
+        return taken
+
+    monkeypatch.setattr(sinks.os, "write", limited)
+    sink.log(1, {"loss": 1.0})
+    room[0] = 7
+    sink.log(2, {"loss": 2.0})
+    sink.log(3, {"loss": 3.0})
+    assert (tmp_path / "metrics.jsonl").read_text().count("\n") == 1
+    room[0] = 1 << 20
+    sink.log(4, {"loss": 4.0})
+    sink.close()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["loss"]) for line in lines] == [(i, float(i)) for i in (1, 2, 3, 4)]
 
 
 class Broken:
@@ -168,10 +203,10 @@ def write(path, steps, end="\n"):
 def test_lines_after_the_checkpoint_are_moved_not_lost(tmp_path):
     path, removed = tmp_path / "metrics.jsonl", tmp_path / "logs" / "removed.jsonl"
     write(path, [1, 2, 2, 3, 4])
-    assert truncate_metrics(path, 2, removed) == 2
+    assert truncate_metrics(path, 2, removed, True) == 2
     assert [row["step"] for row in lines(path)] == [1, 2, 2]
     assert [row["step"] for row in lines(removed)] == [3, 4]
-    assert truncate_metrics(path, 0, removed) == 3
+    assert truncate_metrics(path, 0, removed, True) == 3
     assert path.read_text() == ""
     assert [row["step"] for row in lines(removed)] == [3, 4, 1, 2, 2]
 
@@ -179,17 +214,17 @@ def test_lines_after_the_checkpoint_are_moved_not_lost(tmp_path):
 def test_a_half_written_line_is_moved_too(tmp_path):
     path, removed = tmp_path / "metrics.jsonl", tmp_path / "removed.jsonl"
     write(path, [1, 2], end='\n{"step": 1, "lo')
-    assert truncate_metrics(path, 2, removed) == 1
+    assert truncate_metrics(path, 2, removed, True) == 1
     assert [row["step"] for row in lines(path)] == [1, 2]
     assert removed.read_text() == '{"step": 1, "lo\n'
 
 
 def test_nothing_to_cut_touches_nothing(tmp_path):
     path, removed = tmp_path / "metrics.jsonl", tmp_path / "removed.jsonl"
-    assert truncate_metrics(path, 5, removed) == 0
+    assert truncate_metrics(path, 5, removed, True) == 0
     write(path, [1, 2])
     before = path.stat().st_mtime_ns
-    assert truncate_metrics(path, 5, removed) == 0
+    assert truncate_metrics(path, 5, removed, True) == 0
     assert path.stat().st_mtime_ns == before
     assert not removed.exists()
 
@@ -197,7 +232,7 @@ def test_nothing_to_cut_touches_nothing(tmp_path):
 def test_a_last_line_without_its_newline_does_not_swallow_the_next(tmp_path):
     path, removed = tmp_path / "metrics.jsonl", tmp_path / "removed.jsonl"
     write(path, [1, 2], end="")
-    assert truncate_metrics(path, 2, removed) == 0
+    assert truncate_metrics(path, 2, removed, True) == 0
     sink = JsonlSink(path)
     sink.log(3, {"loss": 1.0})
     sink.close()
@@ -209,6 +244,15 @@ def test_what_a_power_cut_left_is_moved_too(tmp_path):
     whole = b'{"step": 1, "loss": 0.5}\n'
     damage = [b"\x00\x00\x00\x00", b"\xff\xfe{", b"[]", b'{"step": NaN}', b'{"step": "2"}']
     path.write_bytes(whole + b"\n".join(damage))
-    assert truncate_metrics(path, 2, removed) == len(damage)
+    assert truncate_metrics(path, 2, removed, True) == len(damage)
     assert path.read_bytes() == whole
     assert removed.read_bytes().splitlines() == damage
+
+
+def test_an_evaluation_that_will_come_again_loses_its_line(tmp_path):
+    path, removed = tmp_path / "metrics.jsonl", tmp_path / "removed.jsonl"
+    rows = [{"step": 4, "eval_loss": 4.0}, {"step": 8, "loss": 3.0}, {"step": 8, "eval_loss": 3.5}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert truncate_metrics(path, 8, removed, evaluated=True) == 0
+    assert truncate_metrics(path, 8, removed, evaluated=False) == 1
+    assert [json.loads(line) for line in path.read_text().splitlines()] == rows[:2]

@@ -76,7 +76,7 @@ def uploads(tmp_path_factory):
     attempt(metrics, range(1, 10), lr=1e-3)
     with open(metrics, "a") as file:
         file.write('{"step": 10, "lo')
-    assert truncate_metrics(metrics, 6, folder / "removed.jsonl") == 5
+    assert truncate_metrics(metrics, 6, folder / "removed.jsonl", True) == 5
     attempt(metrics, range(7, 13), lr=1 / 3)
     seen = []
     for _ in range(2):

@@ -12,6 +12,7 @@ from roberta_dist.config.load import compose
 from roberta_dist.config.roots import PretrainConfig
 from roberta_dist.engine.result import StepResult
 from roberta_dist.errors import DataFault, NonFiniteError
+from roberta_dist.optim.loss_scale import LossScale
 from roberta_dist.train.journal import Journal, Reason, Skip, read_journal
 from roberta_dist.train.ledger import Ledger, RollBack
 from roberta_dist.train.spikes import seen, spike_score
@@ -94,8 +95,10 @@ def test_skip_leaves_the_batch_out_within_a_budget(tmp_path):
 
 
 def test_a_rollback_is_noted_first_and_passed_over_afterwards(tmp_path):
-    book, _ = ledger(tmp_path, "guard.spike=rollback")
+    book, _ = ledger(tmp_path, "guard.spike=rollback", "guard.rollback_batches=1")
     state = TrainState(step=11, next_row=88, losses=CALM)
+    assert book.may_roll_back(state, result(9.0, applied=False))
+    assert not book.may_roll_back(state, result(5.0))
     with pytest.raises(RollBack):
         book.settle(state, result(9.0, applied=False), 96, 10)
     entries = read_journal(tmp_path / "skips.jsonl")
@@ -109,6 +112,37 @@ def test_a_rollback_is_noted_first_and_passed_over_afterwards(tmp_path):
     (tmp_path / "other").mkdir()
     assert first.settle(state, result(9.0, applied=False), 96, 0).skipped == 1
     assert journal.count(Reason.spike) == 1
+
+
+@pytest.mark.parametrize(("saved", "first"), [(20, 26), (27, 28)])
+def test_a_rollback_passes_over_what_led_to_the_spike(tmp_path, saved, first):
+    """As many batches as asked for, as far as they came after the checkpoint."""
+    book, journal = ledger(tmp_path, "guard.spike=rollback", "guard.rollback_batches=5")
+    with pytest.raises(RollBack):
+        book.settle(TrainState(step=29, next_row=240, losses=CALM), result(9.0, False), 248, saved)
+    assert journal.rolled_back() == set(range(first, 31))
+    again, _ = ledger(
+        tmp_path, "guard.spike=rollback", entries=read_journal(tmp_path / "skips.jsonl")
+    )
+    assert again.passes_over(TrainState(step=first - 1))
+    assert not again.passes_over(TrainState(step=first - 2))
+
+
+@pytest.mark.parametrize("action", ["skip", "rollback"])
+def test_in_fp16_a_spike_is_no_overflow(tmp_path, action):
+    book, journal = ledger(
+        tmp_path, f"guard.spike={action}", "engine.precision=fp16", "engine.stage=1"
+    )
+    state = TrainState(step=29, next_row=240, losses=CALM, loss_scale=LossScale(65536.0))
+    if action == "rollback":
+        with pytest.raises(RollBack):
+            book.settle(state, result(9.0, False), 248, 20)
+    else:
+        moved = book.settle(state, result(9.0, False), 248, 20)
+        assert moved.skipped == 1 and moved.loss_scale == state.loss_scale
+    assert journal.count(Reason.spike, Reason.rollback) == 1
+    over = book.settle(state, result(5.0, False, grad_norm=math.inf), 248, 20)
+    assert over.loss_scale.scale == 32768.0 and over.skipped == 0
 
 
 def test_a_number_that_is_not_finite_is_charged_and_a_listed_step_is_not(tmp_path):

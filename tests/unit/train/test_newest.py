@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import sys
@@ -11,7 +12,7 @@ import pytest
 
 from roberta_dist.checkpoint.format import INDEX, shard_name
 from roberta_dist.config.train import CheckpointConfig
-from roberta_dist.errors import DataFault
+from roberta_dist.errors import ConfigError, DataFault
 from roberta_dist.runtime.rundir import COMPLETE, complete_steps
 from roberta_dist.runtime.world import World
 from roberta_dist.train.newest import newest_whole
@@ -67,6 +68,21 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew(tmp_path):
         flip(save(tmp_path, step, 1.0) / SHARD)
     with pytest.raises(DataFault, match="no checkpoint is whole"):
         newest_whole(tmp_path, CheckpointConfig(), World())
+
+
+def test_one_of_another_version_is_no_damage(tmp_path):
+    """Read by the wrong version of this library: nothing is set aside, and no older one is taken."""
+    save(tmp_path, 10, 1.0)
+    newest = save(tmp_path, 20, 2.0)
+    index = json.loads((newest / INDEX).read_text())
+    (newest / INDEX).write_text(json.dumps(index | {"format_version": 9}))
+    marker = json.loads((newest / COMPLETE).read_text())
+    data = (newest / INDEX).read_bytes()
+    marker["files"][INDEX] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    (newest / COMPLETE).write_text(json.dumps(marker))
+    with pytest.raises(ConfigError, match="format_version=9"):
+        newest_whole(tmp_path, CheckpointConfig(), World())
+    assert complete_steps(tmp_path) == [10, 20]
 
 
 def test_what_a_kill_left_is_cleared(tmp_path):
