@@ -84,7 +84,12 @@ class Journal:
         with storage_errors(self._path):
             new = not self._path.exists()
             with open(self._path, "ab") as handle:
-                handle.write((json.dumps(asdict(entry)) + "\n").encode())
+                line = {
+                    key: value
+                    for key, value in asdict(entry).items()
+                    if value or key != "first_step"
+                }
+                handle.write((json.dumps(line) + "\n").encode())
                 handle.flush()
                 os.fsync(handle.fileno())
             if new:

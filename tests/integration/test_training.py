@@ -158,7 +158,7 @@ def test_a_shard_that_goes_bad_costs_no_step_that_was_done(tmp_path, corpus):
         shard.write_bytes(data)
     assert ranks.wait(60) == [3, 3]
     last = max(line["step"] for line in metrics(run_dir))
-    assert complete_steps(run_dir / "checkpoints") == [last]
+    assert last % 100 and complete_steps(run_dir / "checkpoints")[-1] == last
 
 
 def test_dry_run_tries_everything_and_leaves_nothing(tmp_path, corpus):
@@ -214,7 +214,7 @@ def test_metrics_that_can_never_be_written_stop_every_rank_at_the_last_save(tmp_
     (run_dir / "metrics.jsonl").symlink_to("/dev/full")
     ranks = start(config, 2)
     assert ranks.wait(timeout=120)[0] == 3, ranks.output()[-3000:]
-    assert f"{run_dir}/metrics.jsonl: no space left" in ranks.output()
+    assert f"{run_dir}/metrics.jsonl: cannot be written (No space left" in ranks.output()
     told = (run_dir / "logs" / "attempt_000" / "exit_code").read_text()
     assert told == "3\n"  # not the 1 of the rank that lost its peer
 
