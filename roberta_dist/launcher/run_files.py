@@ -15,7 +15,14 @@ from roberta_dist.config.load import read_values
 from roberta_dist.errors import ConfigError
 from roberta_dist.launcher.records import CLOCK_S, Launch, read_launches
 from roberta_dist.runtime.metrics import rows_backwards
-from roberta_dist.runtime.rundir import COMPLETE, DAMAGED, RunPaths, complete_steps, is_done
+from roberta_dist.runtime.rundir import (
+    COMPLETE,
+    DAMAGED,
+    STARTED_AT,
+    RunPaths,
+    complete_steps,
+    is_done,
+)
 from roberta_dist.runtime.tail import last_lines
 
 Row = dict[str, Any]
@@ -25,7 +32,6 @@ LOG_LINES = 400
 COMPLAINTS = 3
 RECORD = re.compile(r"\S+ \S+ (INFO|WARNING|ERROR|CRITICAL) ")
 TRACEBACK = "Traceback (most recent call last):"
-STARTED_AT = re.compile(r" step=(\d+) ")
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,8 @@ COMPLETE = "COMPLETE"
 """Marker of a checkpoint, written last."""
 DAMAGED = "damaged_"
 """Before the name of a checkpoint that a start found damaged and left for a person to look at."""
+STARTED_AT = re.compile(r" step=(\d+) ")
+"""In a line of attempts.log."""
 _STEP = re.compile(r"step_(\d{8})")
 
 
@@ -111,6 +113,14 @@ class RunPaths:
     def export(self) -> Path:
         """The Hugging Face folder."""
         return self.root / "export"
+
+
+def starting_steps(paths: RunPaths) -> list[int]:
+    """From which step each attempt of attempts.log went on; 0 for one that began."""
+    if not paths.attempts_log.is_file():
+        return []
+    text = paths.attempts_log.read_text(encoding="utf-8", errors="replace")
+    return [int(step) for step in STARTED_AT.findall(text)]
 
 
 def step_folders(checkpoints: Path) -> list[Path]:

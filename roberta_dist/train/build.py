@@ -29,7 +29,7 @@ from roberta_dist.stream.open import Stream, check_lanes, open_stream
 from roberta_dist.stream.packs import check_disjoint, check_shards
 from roberta_dist.train.feed import Stopped
 from roberta_dist.train.find_micro_batch import Parts, find_micro_batch
-from roberta_dist.train.newest import newest_whole
+from roberta_dist.train.newest import newest_whole, refuse_anew
 from roberta_dist.train.resume import ResumePoint, check_resume
 from roberta_dist.train.state import TrainState
 from roberta_dist.train.warm_start import warm_start
@@ -156,6 +156,7 @@ def _find_resume_point(
     config: PretrainConfig, checkpoint: Checkpoint | None, stream: Stream, world: World
 ) -> ResumePoint:
     if checkpoint is None:
+        refuse_anew(RunPaths(Path(config.run_dir)))
         check_lanes(stream, world)
         fp16 = config.engine.precision is Precision.fp16
         scale = LossScale(config.engine.loss_scale) if fp16 else LossScale()

@@ -16,7 +16,7 @@ from roberta_dist.checkpoint.reader import (
 from roberta_dist.config.train import CheckpointConfig
 from roberta_dist.errors import ConfigError, DataFault
 from roberta_dist.runtime.dist import gather_everywhere, on_main
-from roberta_dist.runtime.rundir import DAMAGED, step_folders
+from roberta_dist.runtime.rundir import DAMAGED, RunPaths, starting_steps, step_folders
 from roberta_dist.runtime.world import World
 from roberta_dist.train.retention import remove_leftovers
 
@@ -58,6 +58,21 @@ def newest_whole(checkpoints: Path, config: CheckpointConfig, world: World) -> C
         LOGGER.warning("%s; set aside, going on from %s", fault.problem, found and found.folder)
         on_main(partial(_set_aside, folder))
     return found
+
+
+def refuse_anew(paths: RunPaths) -> None:
+    """Refuse to begin a run that went on from a checkpoint once and has none now.
+
+    Raises:
+        ConfigError: it would start from nothing, in silence.
+    """
+    reached = max(starting_steps(paths), default=0)
+    if reached:
+        raise ConfigError(
+            f"{paths.checkpoints}: no checkpoint is there, and the run went on from step {reached} before",
+            f"bring them back (is the file system mounted?), or begin anew with another run_dir=, or in "
+            f"this one without {paths.attempts_log}",
+        )
 
 
 def fault_of(folder: Path, world: World) -> DataFault | None:

@@ -13,9 +13,9 @@ import pytest
 from roberta_dist.checkpoint.format import INDEX, shard_name
 from roberta_dist.config.train import CheckpointConfig
 from roberta_dist.errors import ConfigError, DataFault
-from roberta_dist.runtime.rundir import COMPLETE, complete_steps
+from roberta_dist.runtime.rundir import COMPLETE, RunPaths, complete_steps
 from roberta_dist.runtime.world import World
-from roberta_dist.train.newest import newest_whole
+from roberta_dist.train.newest import newest_whole, refuse_anew
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "checkpoint"))
 from test_writer import save
@@ -68,6 +68,17 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew(tmp_path):
         flip(save(tmp_path, step, 1.0) / SHARD)
     with pytest.raises(DataFault, match="no checkpoint is whole"):
         newest_whole(tmp_path, CheckpointConfig(), World())
+
+
+def test_a_run_whose_checkpoints_are_gone_does_not_begin_anew(tmp_path):
+    paths = RunPaths(tmp_path)
+    refuse_anew(paths)
+    line = "2026-01-01T00:00:00 attempt_{0} step={1} world_size=2 removed_metrics=0 changes: none\n"
+    paths.attempts_log.write_text(line.format("000", 0))
+    refuse_anew(paths)
+    paths.attempts_log.write_text(line.format("000", 0) + line.format("001", 40) + "cut off")
+    with pytest.raises(ConfigError, match="went on from step 40 before"):
+        refuse_anew(paths)
 
 
 def test_one_of_another_version_is_no_damage(tmp_path):
