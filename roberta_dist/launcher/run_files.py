@@ -18,10 +18,10 @@ from roberta_dist.runtime.metrics import rows_backwards
 from roberta_dist.runtime.rundir import (
     COMPLETE,
     DAMAGED,
-    STARTED_AT,
     RunPaths,
     complete_steps,
     is_done,
+    starting_steps,
 )
 from roberta_dist.runtime.tail import last_lines
 
@@ -149,7 +149,7 @@ def read_run_files(folder: Path) -> RunFiles:
         asked_to_stop=_mtime(paths.stop),
         attempt_began=_mtime(newest / "config.yaml") if newest else None,
         world_size=_read_json(paths.environment_json).get("world_size"),
-        first_step=_first_step(paths),
+        first_step=next(reversed(starting_steps(paths)), 0),
         rows=_recent_rows(paths, values),
         held_out=_held_out(paths, values),
         checkpoint=_checkpoint(paths),
@@ -198,14 +198,6 @@ def _held_out(paths: RunPaths, values: dict[str, Any]) -> Row | None:
     if values and not values.get("evaluate", {}).get("every_steps"):
         return None
     return next(rows_backwards(paths.metrics, '"eval_loss"'), None)
-
-
-def _first_step(paths: RunPaths) -> int:
-    if paths.attempts_log.is_file():
-        for line in last_lines(paths.attempts_log, 1):
-            if found := STARTED_AT.search(line):
-                return int(found[1])
-    return 0
 
 
 def _checkpoint(paths: RunPaths) -> tuple[int, float] | None:
