@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from roberta_dist.checkpoint.format import REPLACED, TEMPORARY, step_folder, temporary_folder
+from roberta_dist.checkpoint.format import (
+    REPLACED,
+    TEMPORARY,
+    TRAIN_STATE,
+    step_folder,
+    temporary_folder,
+)
 from roberta_dist.config.train import CheckpointConfig
 from roberta_dist.runtime.rundir import complete_steps
 
@@ -32,11 +40,24 @@ def delete_old(checkpoints: Path, config: CheckpointConfig, best_step: int | Non
     What goes loses its name first, so that a kill leaves no half checkpoint; what it leaves under the
     other name, the next start clears.
     """
-    for step in steps_to_delete(complete_steps(checkpoints), config, best_step):
+    steps = complete_steps(checkpoints)
+    if best_step not in steps:  # its save failed: the best that is there must stay
+        best_step = _best_of(checkpoints, steps)
+    for step in steps_to_delete(steps, config, best_step):
         going = temporary_folder(checkpoints, step)
         shutil.rmtree(going, ignore_errors=True)
         step_folder(checkpoints, step).rename(going)
         shutil.rmtree(going, ignore_errors=True)
+
+
+def _best_of(checkpoints: Path, steps: Sequence[int]) -> int | None:
+    """The last of `steps` that one of these checkpoints names as its best."""
+    for step in sorted(steps, reverse=True):
+        with suppress(OSError, ValueError):
+            state = json.loads((step_folder(checkpoints, step) / TRAIN_STATE).read_bytes())
+            if (best := state.get("best_step")) in steps:
+                return int(best)
+    return None
 
 
 def remove_leftovers(checkpoints: Path) -> None:

@@ -21,6 +21,10 @@ from roberta_dist.train.state import TrainState
 LOGGER = logging.getLogger(__name__)
 
 
+RETRY_S = 60.0
+"""Seconds from the beginning of a save that failed to the next one."""
+
+
 class Saves:
     """The checkpoints of one attempt.
 
@@ -41,13 +45,19 @@ class Saves:
         self.saved_step = run.resume.state.step
         """Step of the newest whole checkpoint; 0 without one."""
         self._began = time.monotonic()
+        self._failed = False
         self.failures = 0
         """Saves that were given up."""
 
     def minutes_passed(self) -> bool:
-        """Whether `checkpoint.every_minutes` asks for a save: rank 0's clock decides."""
-        minutes = self._config.checkpoint.every_minutes
-        return self._is_main and minutes > 0 and time.monotonic() - self._began >= 60 * minutes
+        """Whether a save is due by the clock, which is rank 0's.
+
+        `checkpoint.every_minutes` asks for one, or one that failed RETRY_S ago: the next by steps may be
+        hours away.
+        """
+        minutes, waited = self._config.checkpoint.every_minutes, time.monotonic() - self._began
+        due = minutes > 0 and waited >= 60 * minutes
+        return self._is_main and (due or (self._failed and waited >= RETRY_S))
 
     def poll(self) -> None:
         """Let a save that is under way go on; every rank calls this at the same step boundary."""
@@ -87,6 +97,7 @@ class Saves:
     def _note(self, outcome: Outcome | None, required: bool) -> None:
         if outcome is None:
             return
+        self._failed = outcome.error is not None
         if outcome.error is None:
             self.saved_step = outcome.step
             return
