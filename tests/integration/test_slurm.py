@@ -50,7 +50,10 @@ def crowded(lab):
 def slow_link(lab):
     """node2 sends 20 Mbit a second at most."""
     qdisc = ["dev", "eth0", "root", "tbf", "rate", "20mbit", "burst", "32kbit", "latency", "400ms"]
-    lab.run("tc", "qdisc", "add", *qdisc, node="node2")
+    try:
+        lab.run("tc", "qdisc", "add", *qdisc, node="node2")
+    except AssertionError as why:  # a kernel without sch_tbf
+        pytest.skip(f"no traffic shaping here: {why}")
     yield
     lab.run("tc", "qdisc", "del", "dev", "eth0", "root", node="node2")
 
