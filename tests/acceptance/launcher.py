@@ -147,8 +147,9 @@ def preempted(lab: SlurmLab) -> bool:
 
 def hostile() -> bool:
     """5: hostile names in a script that is run, by stubs and by a real SLURM, and in a local run."""
-    ok = say("5", *pytest_passes("tests/unit/launcher/test_sbatch.py", "-k", "hostile or refused"))
-    ok &= say("5", *pytest_passes("tests/integration/test_operate.py", "-k", "hostile or name"))
+    ok = say("5", *pytest_passes("tests/unit/launcher/test_sbatch_runs.py", "-k", "hostile"))
+    ok &= say("5", *pytest_passes("tests/unit/launcher/test_sbatch.py", "-k", "refused"))
+    ok &= say("5", *pytest_passes("tests/integration/test_operate.py", "-k", "watched"))
     return ok & say("5", *pytest_passes("tests/integration/test_slurm.py", "-k", "hostile"))
 
 
