@@ -48,8 +48,8 @@ STEPS_PER_FAULT = 40
 POLL_S = 0.002
 PATIENCE_S = 180.0
 """Longest wait for a run to reach a step, or for a fault to show."""
-FULL_S = 3.0
-"""Seconds in which a full disk takes nothing at all."""
+FULL_S = 0.2
+"""Seconds in which a full disk takes nothing at all: some steps, and not the last, whose save must succeed."""
 CORPUS = ("corpus.max_mib=4", "tokenizer.vocab_size=2000")
 COMMON = (
     "model.num_layers=2", "model.hidden_size=64", "model.ffn_size=128", "model.num_heads=2",
