@@ -18,7 +18,7 @@ from roberta_dist.launcher.machine import extensions_folder, template_file
 from roberta_dist.launcher.sbatch import check_path, render
 from roberta_dist.launcher.start import record_launch, say, write_config
 from roberta_dist.launcher.steps import Job
-from roberta_dist.launcher.submit import Submission, test_only, workers_and_gpus
+from roberta_dist.launcher.submit import all_or_none, test_only, workers_and_gpus
 from roberta_dist.runtime.files import atomic_write, storage_errors
 from roberta_dist.runtime.remote_path import is_remote
 from roberta_dist.runtime.rundir import RunPaths, next_folder, numbered
@@ -74,20 +74,20 @@ def launch_slurm(run: PretrainConfig, prepare_first: Sequence[str]) -> int:
     make_mounted(run)
     submission = write_submission(run, paths, template)
     before = corpus_jobs(run, prepare_first, job_of(run, submission)) if prepare_first else []
-    with Submission() as submitted:
+    with all_or_none() as submit:
         made: list[str] = []
         for corpus_job in before:
             path = submission / f"{corpus_job.name}.sbatch"
             atomic_write(path, corpus_job.script)
             waits = dependency(ok=made[-1:])
-            made.append(submitted.add(path, *corpus_job.options, *waits))
+            made.append(submit(path, *corpus_job.options, *waits))
             name = corpus_job.log_name.replace("%A", made[-1]).replace("%a", "*")
             _record(paths, made[-1], corpus_job.name, name.replace("%j", made[-1]))
         chain: list[str] = []
         for _ in range(jobs_in_chain(run)):
             # the corpus is asked for by each: one whose predecessor was cancelled would start without
             waits = dependency(ok=made[-1:], ended=chain[-1:])
-            chain.append(submitted.add(submission / "submit.sbatch", *waits))
+            chain.append(submit(submission / "submit.sbatch", *waits))
             _record(paths, chain[-1], "train", chain[-1])
         write_chain(submission, chain)
     word = quote_override("run_dir", str(paths.root))

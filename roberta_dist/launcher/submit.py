@@ -6,9 +6,9 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 
 from roberta_dist.config.roots import PretrainConfig
 from roberta_dist.errors import ConfigError, LaunchError
@@ -58,33 +58,22 @@ def gpu_counts(told: str, default_only: bool) -> set[int]:
 UNREACHABLE = "Unable to contact slurm controller"
 
 
-class Submission:
-    """Jobs of one command: all of them are submitted, or none stays in the queue."""
+@contextmanager
+def all_or_none() -> Iterator[Callable[..., str]]:
+    """Jobs of one command: gives what submits one; where the block fails none stays in the queue."""
+    jobs: list[str] = []
 
-    def __init__(self) -> None:
-        self._jobs: list[str] = []
+    def add(script: Path, *options: str) -> str:
+        jobs.append(submit(script, *options))
+        return jobs[-1]
 
-    def __enter__(self) -> Submission:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if error is not None and self._jobs:
-            call(["scancel", *self._jobs])
-            say(f"jobs {', '.join(self._jobs)} were taken back")
-
-    def add(self, script: Path, *options: str) -> str:
-        """Submit a script; the job's id.
-
-        Raises:
-            LaunchError: SLURM does not take it.
-        """
-        self._jobs.append(submit(script, *options))
-        return self._jobs[-1]
+    try:
+        yield add
+    except BaseException:
+        if jobs:
+            call(["scancel", *jobs])
+            say(f"jobs {', '.join(jobs)} were taken back")
+        raise
 
 
 def test_only(script: str, *options: str) -> str:

@@ -27,7 +27,7 @@ from roberta_dist.launcher.slurm import (
     write_submission,
 )
 from roberta_dist.launcher.start import record_launch, say
-from roberta_dist.launcher.submit import Submission, test_only
+from roberta_dist.launcher.submit import all_or_none, test_only
 from roberta_dist.runtime.files import atomic_write
 from roberta_dist.runtime.rundir import RunPaths, is_done, next_folder, numbered
 
@@ -186,10 +186,10 @@ def _submit_array(runs: Sequence[PretrainConfig]) -> None:
     array = array_of(runs, [submission / "submit.sbatch" for submission in submissions])
     script = next_folder(array.folder / "slurm", "sweep_") / "sweep.sbatch"
     atomic_write(script, array.script)
-    with Submission() as submitted:
+    with all_or_none() as submit:
         jobs: list[str] = []
         for _ in range(jobs_in_chain(runs[0])):
-            jobs.append(submitted.add(script, *array.options, *dependency(ended=jobs[-1:])))
+            jobs.append(submit(script, *array.options, *dependency(ended=jobs[-1:])))
             for part, (paths, _) in enumerate(found):
                 own = f"{jobs[-1]}_{part}"
                 record_launch(paths, ClusterKind.slurm, job_id=own, role="train")

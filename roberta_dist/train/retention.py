@@ -41,7 +41,8 @@ def delete_old(checkpoints: Path, config: CheckpointConfig, best_step: int | Non
     other name, the next start clears.
     """
     steps = complete_steps(checkpoints)
-    if best_step not in steps:  # its save failed: the best that is there must stay
+    if config.keep_best and best_step is not None and best_step not in steps:
+        # its save failed: the best that is there must stay
         best_step = _best_of(checkpoints, steps)
     for step in steps_to_delete(steps, config, best_step):
         going = temporary_folder(checkpoints, step)
