@@ -41,6 +41,7 @@ USAGE = "\n".join(
         "",
         "roberta-dist VERB --cfg job   every option with its value",
         "roberta-dist VERB --help      configuration groups and recipes",
+        "roberta-dist launch --multirun key=a,b   a run for each value, on SLURM as a job array",
         "exit codes: 0 success (a run: look for DONE or REQUEUE), 2 configuration, 3 data fault,",
         "            4 non-finite numbers, 5 hang, 6 launch failure, 130 interrupted",
     ]
@@ -121,7 +122,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"roberta-dist {verb}: not a verb; one of {', '.join(VERBS)}", file=sys.stderr)
         return UNKNOWN_VERB
     try:
-        if verb == "launch" and MULTIRUN & {*overrides}:
+        flags = {word for word in overrides if word.startswith("-")}
+        if verb == "launch" and flags and flags <= MULTIRUN:  # others, such as --help, are Hydra's
             return _launch_sweep([word for word in overrides if word not in MULTIRUN])
         return run_verb(verb, VERB_CONFIGS[verb], lambda config: _run(verb, config), overrides)
     except KeyboardInterrupt:

@@ -151,9 +151,8 @@ def combinations(words: Sequence[str]) -> dict[str, list[str]]:
     Raises:
         ConfigError: a word is no override, a combination comes twice, or there is none.
     """
-    choices: dict[
-        str, list[tuple[str, bool]]
-    ] = {}  # a later word for a key replaces an earlier one
+    # by key: a later word for one replaces an earlier
+    choices: dict[str, list[tuple[str, bool]]] = {}
     try:
         for override in OverridesParser.create().parse_overrides(list(words)):
             key = override.get_key_element()

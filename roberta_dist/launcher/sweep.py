@@ -107,7 +107,7 @@ def _one_by_one(members: Sequence[LaunchConfig]) -> int:
             say(f"{config.run_dir}: {error}")
             code = error.exit_code
         codes.append(code)
-        if config.dry_run:
+        if config.dry_run or config.train.dry_run:
             continue
         finished = is_done(RunPaths(Path(config.run_dir).expanduser()), config.schedule.max_steps)
         if code == INTERRUPTED or (code == 0 and not finished):

@@ -119,4 +119,7 @@ def test_here_members_run_one_after_the_other_until_one_is_stopped(monkeypatch, 
     # the first failed, which is its own affair; the second has no DONE, so it was stopped
     assert launch_sweep(members(f"run_dir={tmp_path}", "train.seed=1,2,3")) == 3
     assert begun == ["train.seed=1", "train.seed=2"]
+    begun.clear()
+    trials = members(f"run_dir={tmp_path}", "train.seed=1,2,3", "train.dry_run=true")
+    assert launch_sweep(trials) == 3 and len(begun) == 3  # a trial leaves no DONE
     assert "train.seed=2: stopped, and so the sweep" in capsys.readouterr().err
